@@ -1,0 +1,36 @@
+# Each target makes its own .venv and installs what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+SOURCES := modeling_tamiseg processing tests train_hf.py setup.py
+
+.PHONY: quickstart test style quality clean
+
+quickstart: $(READY)  ## both stages on the built-in synthetic sample, then a mask of one of its pictures
+	$(BIN)/python train_hf.py --stage pretrain --config experiments/quickstart.yaml --output_dir runs/quickstart/pretrain
+	$(BIN)/python train_hf.py --stage finetune --config experiments/quickstart.yaml --output_dir runs/quickstart/finetune --vision_model runs/quickstart/pretrain/best
+	$(BIN)/python -m processing.builtin_sample --output runs/quickstart/sample
+	$(BIN)/tamiseg predict runs/quickstart/sample/test/test-00000-image.png --text "all bright lesions" \
+	    --model runs/quickstart/finetune/best --output runs/quickstart/mask.png --overlay runs/quickstart/overlay.png
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+style: $(READY)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+quality: $(READY)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+clean:
+	rm -rf .venv runs build *.egg-info
+
+# torch first, by itself and from its CPU builds where the machine has no GPU driver: the plain wheel brings gigabytes.
+$(READY): setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $(READY)

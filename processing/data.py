@@ -1,0 +1,406 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Rows {image, mask, prompt, name, patient_id} from any source, and the torch data set that training reads them by.
+
+rows = load_rows("builtin", "train")        # or a folder, or a Hub id
+data = SegmentationDataset(rows, image_processor, augmentation=JointAugmentation(), prompt_dropout=0.1)
+batches = DataLoader(data, batch_size=8, shuffle=True, collate_fn=collate)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .builtin_sample import load_builtin_sample
+from .prompts import normalize_prompt
+
+
+COLUMNS = ("image", "mask", "prompt", "name", "patient_id")
+# What other people call these columns; the first that is there is taken.
+ALIASES = {"mask": ("label", "labels", "annotation"), "prompt": ("text", "caption", "Description")}
+VALIDATION_SPELLINGS = ("validation", "valid", "val", "dev")
+
+
+def load_rows(source: str, split: str, *, max_rows: int | None = None, seed: int = 0) -> Sequence[dict]:
+    """Gives the rows of one split.
+
+    Args:
+        source: `"builtin"` (the synthetic sample), a folder, or the id of a data set on the Hub. A folder holds
+            - parquet files whose names begin with the split (`train-00000-of-00001.parquet`), at any depth, or
+            - what `DatasetDict.save_to_disk` or `Dataset.save_to_disk` wrote, or
+            - `<split>/metadata.jsonl`, one line {"image_file_name", "mask_file_name", "prompt", "name", "patient_id"}
+              per row, of which the first two are compulsory (`file_name` also names the image), beside the pictures.
+        split: for example "train", "validation" or "test"; "valid", "val" and "dev" also mean "validation".
+        max_rows: keep a random subset of that many rows.
+        seed: of that subset, and of the pictures of the built-in sample.
+
+    Returns:
+        A `datasets.Dataset` (a list for "builtin") with the columns `image` and `mask` (decoded at access), `prompt`,
+        `name` and `patient_id`. `prompt` and `patient_id` are None where unknown; `name` is the image file's stem
+        where the source keeps file names, otherwise "<split>/<index>".
+
+    Raises:
+        ValueError, FileNotFoundError: the source, the split, a column or a mask is missing. A picture that cannot be
+            decoded is found when its row is read, see `read_row`.
+    """
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows is {max_rows}: give at least 1, or None for all rows.")
+    if source == "builtin":
+        return load_builtin_sample(split, max_rows, seed)
+
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        rows = _load_folder(folder, split)
+    elif folder.exists():
+        raise ValueError(f"'{source}' is a file: give the folder that holds it.")
+    else:
+        rows = _load_hub(source, split)
+    if len(rows) == 0:
+        raise ValueError(f"Split '{split}' of '{source}' has no rows: give a source with at least one.")
+    rows = _with_our_columns(rows, split, source)
+    if max_rows is not None and max_rows < len(rows):
+        kept = np.random.default_rng(seed).choice(len(rows), max_rows, replace=False)
+        rows = rows.select(np.sort(kept))
+    return rows
+
+
+def read_row(rows: Sequence[dict], index: int) -> dict:
+    """Reads one row with its pictures decoded.
+
+    Returns:
+        `image` and `mask` (as stored), `prompt` (normalised str or None), `name` (str), `patient_id` (str or None).
+
+    Raises:
+        ValueError: one sentence that names the row, when its image or mask is missing or unreadable, or its prompt is
+            not a string.
+    """
+    try:
+        row = rows[index]
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files
+        name = rows.select_columns("name")[index]["name"]  # only a `datasets.Dataset` decodes at access
+        raise ValueError(
+            f"Row {index} ('{name}') has an image or a mask that is not there or cannot be decoded: replace it or "
+            "drop the row."
+        ) from error
+    name = str(row.get("name", index))
+    for column in ("image", "mask"):
+        if row.get(column) is None:
+            raise ValueError(
+                f"Row {index} ('{name}') has no {column}: add it or drop the row (an all-zero mask says 'no finding')."
+            )
+    patient_id = row.get("patient_id")
+    return {
+        "image": row["image"],
+        "mask": row["mask"],
+        "prompt": _prompt(row.get("prompt"), f"Row {index} ('{name}')"),
+        "name": name,
+        "patient_id": None if patient_id is None else str(patient_id),
+    }
+
+
+def fingerprint(rows: Sequence[dict]) -> str:
+    """Hashes names, sentences, patients and pictures in their order (SHA-256, 64 hex digits), for receipts.
+
+    Files are hashed as they are encoded, which is quick and does not depend on the decoder's version; drawn pictures
+    are hashed by their pixels. So the same pictures in another file format have another fingerprint.
+    """
+    if _is_dataset(rows):
+        from datasets import Image as ImageFeature
+
+        for column in ("image", "mask"):
+            rows = rows.cast_column(column, ImageFeature(decode=False))
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.get("name"), row.get("prompt"), row.get("patient_id")]).encode())
+        for column in ("image", "mask"):
+            picture = row[column]
+            if isinstance(picture, Image.Image):
+                content = f"{picture.mode} {picture.size}".encode() + picture.tobytes()
+            else:
+                content = picture["bytes"] or Path(picture["path"]).read_bytes()
+            # The length keeps two neighbouring pictures from being cut at another place into the same bytes.
+            digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
+
+
+class SegmentationDataset(torch.utils.data.Dataset):
+    """Rows as tensors, one item per row, none twice and none left out.
+
+    All draws of an item come from (seed, epoch, index) alone: the number of workers or processes, the order of the
+    rows and a resumed run do not change them.
+
+    Args:
+        rows: what `load_rows` gives, or a list of such dictionaries.
+        image_processor: a `TAMISegImageProcessor`; its `size` is the size of the items.
+        augmentation: `JointAugmentation` or None.
+        perturbation: `ConsistencyPerturbation` or None; adds the strong view of stage 1 to each item.
+        prompt_dropout: probability to hide the sentence, so that the model learns to serve without one.
+        keep_mask: adds the mask at the picture's own size, for evaluation.
+        seed: of all draws.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[dict],
+        image_processor,
+        *,
+        augmentation: Callable | None = None,
+        perturbation: Callable | None = None,
+        prompt_dropout: float = 0.0,
+        keep_mask: bool = False,
+        seed: int = 0,
+    ):
+        if len(rows) == 0:
+            raise ValueError("There are no rows: give at least one.")
+        if not 0 <= prompt_dropout <= 1:
+            raise ValueError(f"prompt_dropout is a probability: give a number from 0 to 1, not {prompt_dropout}.")
+        if keep_mask and augmentation is not None:
+            raise ValueError(
+                "keep_mask gives the untouched mask, which an augmented picture no longer matches: drop one."
+            )
+        self.rows = rows
+        self.image_processor = image_processor
+        self.augmentation = augmentation
+        self.perturbation = perturbation
+        self.prompt_dropout = prompt_dropout
+        self.keep_mask = keep_mask
+        self.seed = seed
+        # In shared memory, because persistent workers keep the copy of this object that they were born with.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Changes all draws; call it before each pass. Reaches running workers too."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        """Gives one item.
+
+        Returns:
+            `pixel_values` float32 (3, H, W), `labels` int64 (H, W), `prompt` str or None, `name` str, `patient_id` str
+            or None; with a perturbation `perturbed_pixel_values` float32 (3, H, W) and `affine` float32 (2, 3), see
+            `ConsistencyPerturbation`; with `keep_mask` also `mask`, uint8 numpy (h, w), class ids.
+
+        Raises:
+            ValueError: one sentence that names the row, when a picture is missing, unreadable, has unknown label
+                values, or image and mask differ in size.
+        """
+        index = range(len(self))[index]  # -1 is the last row, an index too large raises IndexError
+        row = read_row(self.rows, index)
+        where = f"Row {index} ('{row['name']}')"
+        try:
+            image = self.image_processor.load_image(row["image"])
+            mask = self.image_processor.load_mask(row["mask"])
+        except (OSError, ValueError) as error:  # OSError from a PIL file that is decoded only now
+            raise ValueError(f"{where}: {error}") from error
+        if image.size != mask.size:
+            raise ValueError(
+                f"{where} has an image of {image.width}x{image.height} pixels and a mask of "
+                f"{mask.width}x{mask.height}: make them one size, or check that they belong together."
+            )
+        item = {"name": row["name"], "patient_id": row["patient_id"]}
+        if self.keep_mask:
+            item["mask"] = np.array(mask)
+
+        generator = np.random.default_rng([self.seed, int(self._epoch), index])
+        prompt = None if generator.random() < self.prompt_dropout else row["prompt"]
+        # Resized before the augmentation, not after: a small picture is several times cheaper to warp and to blur.
+        size = (self.image_processor.size["width"], self.image_processor.size["height"])
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        mask = mask.resize(size, Image.Resampling.NEAREST)
+        if self.augmentation is not None:
+            image, mask, prompt = self.augmentation(image, mask, prompt, generator)
+        tensors = self.image_processor(images=image, segmentation_maps=mask, do_resize=False, return_tensors="pt")
+        item |= {"pixel_values": tensors["pixel_values"][0], "labels": tensors["labels"][0], "prompt": prompt}
+        if self.perturbation is not None:
+            perturbed, affine = self.perturbation(image, generator)
+            tensors = self.image_processor(images=perturbed, do_resize=False, return_tensors="pt")
+            item |= {"perturbed_pixel_values": tensors["pixel_values"][0], "affine": torch.from_numpy(affine)}
+        return item
+
+
+def collate(items: list[dict]) -> dict:
+    """Makes a batch: tensors are stacked; `prompt`, `name`, `patient_id` and `mask` stay lists, one entry per item."""
+    batch = {key: [item[key] for item in items] for key in items[0]}
+    return {key: torch.stack(values) if torch.is_tensor(values[0]) else values for key, values in batch.items()}
+
+
+# One function per layout. A new layout is a new function that gives a `datasets.Dataset`, and a line in _load_folder.
+
+
+def _load_folder(folder: Path, split: str):
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return _load_saved_dataset(folder, split)
+    if any(folder.glob("*/metadata.jsonl")):
+        return _load_image_folder(folder, split)
+    if any(folder.rglob("*.parquet")):
+        return _load_parquet(folder, split)
+    entries = sorted(path.name for path in folder.iterdir())
+    if not entries:
+        raise ValueError(f"The folder '{folder}' is empty: give one that holds a data set.")
+    raise ValueError(
+        f"The layout of '{folder}' is not known (it holds {_listed(entries)}): give a folder with "
+        "'<split>-*.parquet' files, with '<split>/metadata.jsonl', or written by save_to_disk."
+    )
+
+
+def _load_parquet(folder: Path, split: str):
+    from datasets import Dataset, load_dataset
+    from pyarrow.parquet import read_metadata
+
+    files: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        files.setdefault(re.split(r"[-_.]", path.name)[0], []).append(str(path))
+    found = _find_split(split, files, folder)
+    num_rows = 0
+    for path in files[found]:
+        try:
+            num_rows += read_metadata(path).num_rows
+        except (OSError, ValueError) as error:
+            raise ValueError(f"'{path}' is no parquet file: download it again (with Git, `git lfs pull`).") from error
+    if num_rows == 0:
+        return Dataset.from_dict({})  # load_dataset would fail with a riddle, load_rows says it plainly
+    return load_dataset("parquet", data_files={found: files[found]}, split=found)
+
+
+def _load_saved_dataset(folder: Path, split: str):
+    from datasets import DatasetDict, load_from_disk
+
+    saved = load_from_disk(str(folder))
+    if not isinstance(saved, DatasetDict):
+        # Served under one name only, so that the same rows are never both trained on and validated on by mistake.
+        saved = {str(saved.split or "train"): saved}
+    return saved[_find_split(split, saved, folder)]
+
+
+def _load_image_folder(folder: Path, split: str):
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    found = _find_split(split, sorted(path.parent.name for path in folder.glob("*/metadata.jsonl")), folder)
+    metadata = folder / found / "metadata.jsonl"
+    table: dict[str, list] = {column: [] for column in COLUMNS}
+    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"Line {number} of '{metadata}'"
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where} is not JSON ({error}): write one object per line.") from error
+        if not isinstance(entry, dict):
+            raise ValueError(
+                f'{where} is not an object: write it as {{"image_file_name": ..., "mask_file_name": ...}}.'
+            )
+        image_name = entry.get("image_file_name") or entry.get("file_name")
+        mask_name = entry.get("mask_file_name")
+        if not image_name:
+            raise ValueError(f"{where} names no picture: add 'image_file_name'.")
+        if not mask_name:
+            raise ValueError(f"{where} names no mask: add 'mask_file_name' (an all-zero mask says 'no finding').")
+        for column, file_name in (("image", image_name), ("mask", mask_name)):
+            path = metadata.parent / file_name
+            if not path.is_file():
+                raise FileNotFoundError(f"{where} names the {column} '{file_name}', which is not there: add the file.")
+            table[column].append(str(path))
+        table["prompt"].append(_prompt(entry.get("prompt", entry.get("text")), where))
+        table["name"].append(str(entry.get("name") or PurePath(image_name).with_suffix("")))
+        patient_id = entry.get("patient_id")
+        table["patient_id"].append(None if patient_id is None else str(patient_id))
+    features = {column: ImageFeature() if column in ("image", "mask") else Value("string") for column in COLUMNS}
+    return Dataset.from_dict(table, features=Features(features))
+
+
+def _load_hub(source: str, split: str):
+    from datasets import get_dataset_split_names, load_dataset
+
+    try:
+        splits = get_dataset_split_names(source)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"'{source}' is neither a folder here nor a data set that the Hub gives ({_first_line(error)}): "
+            "check the spelling, the connection, and the login if it is private."
+        ) from error
+    return load_dataset(source, split=_find_split(split, splits, source))
+
+
+def _find_split(split: str, available, source) -> str:
+    spellings = VALIDATION_SPELLINGS if split in VALIDATION_SPELLINGS else (split,)
+    for spelling in spellings:
+        if spelling in available:
+            return spelling
+    raise ValueError(f"'{source}' has no split '{split}': choose one of {_listed(sorted(available))}.")
+
+
+def _with_our_columns(rows, split: str, source: str):
+    """Renames, checks and completes the columns of a `datasets.Dataset`, without decoding or copying a picture."""
+    from datasets import Image as ImageFeature
+    from datasets import Value
+
+    for column, aliases in ALIASES.items():
+        alias = next((alias for alias in aliases if alias in rows.column_names), None)
+        if column not in rows.column_names and alias is not None:
+            rows = rows.rename_column(alias, column)
+    for column in ("image", "mask"):
+        if column not in rows.column_names:
+            raise ValueError(
+                f"'{source}' has no column '{column}' (it has {_listed(rows.column_names)}): "
+                f"give the column of the {column}s this name."
+            )
+        try:
+            rows = rows.cast_column(column, ImageFeature())  # bytes and paths become pictures too
+        except (TypeError, ValueError, NotImplementedError) as error:  # the parents of pyarrow's errors
+            raise ValueError(
+                f"The {column} column of '{source}' holds {rows.features[column]}, not pictures: name the one that "
+                f"does '{column}'."
+            ) from error
+
+    encoded = {}
+    for column in ("image", "mask"):
+        parts = rows.select_columns([column]).cast_column(column, ImageFeature(decode=False)).flatten()
+        encoded[column] = parts.with_format("arrow")[:]
+        has_bytes = encoded[column][f"{column}.bytes"].is_valid().to_numpy()
+        has_path = encoded[column][f"{column}.path"].is_valid().to_numpy()
+        empty = np.flatnonzero(~(has_bytes | has_path))
+        if len(empty):
+            raise ValueError(
+                f"{len(empty)} of {len(rows)} rows of split '{split}' of '{source}' have no {column}, the first is "
+                f"row {empty[0]}: add it or drop the row (an all-zero mask says 'no finding')."
+            )
+    if "name" not in rows.column_names:
+        paths = encoded["image"]["image.path"].to_pylist()
+        names = [PurePath(path).stem if path else f"{split}/{index}" for index, path in enumerate(paths)]
+        rows = rows.add_column("name", names)
+    for column in ("prompt", "patient_id"):
+        if column not in rows.column_names:
+            rows = rows.add_column(column, [None] * len(rows), feature=Value("string"))
+    return rows.select_columns(list(COLUMNS))
+
+
+def _prompt(value, where: str) -> str | None:
+    try:
+        return normalize_prompt(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _is_dataset(rows) -> bool:
+    return hasattr(rows, "cast_column")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,36 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Installs `modeling_tamiseg`, `processing`, the training script and the `tamiseg` command."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+
+TRAIN = ["accelerate>=1.10", "datasets>=4.0", "evaluate>=0.4", "matplotlib>=3.8", "pyyaml>=6.0", "tqdm>=4.66"]
+
+setup(
+    name="tamiseg",
+    version="0.1.0",
+    description="Text-guided medical image segmentation: an image and a clinical sentence go in, a mask comes out.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=["modeling_tamiseg", "processing"],
+    py_modules=["train_hf"],
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.17",
+        "safetensors>=0.5",
+        "huggingface-hub>=1.0",
+        "numpy>=1.26",
+        "pillow>=10.0",
+    ],
+    extras_require={
+        "train": TRAIN,
+        "demo": ["gradio>=6.31"],
+        "dev": [*TRAIN, "pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.12"],
+    },
+    entry_points={"console_scripts": ["tamiseg=processing.command_line:main"]},
+)

@@ -1,0 +1,454 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Rows from every source, a plain sentence for every mistake, and items that do not depend on who draws them."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch.utils.data import DataLoader
+
+from processing.augmentation import ConsistencyPerturbation, JointAugmentation
+from processing.data import SegmentationDataset, collate, fingerprint, load_rows, read_row
+from processing.image_processing_tamiseg import TAMISegImageProcessor
+
+
+SIDE = {"height": 32, "width": 48}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def draw(index: int, size: tuple[int, int] = (40, 30)) -> tuple[Image.Image, Image.Image]:
+    """A white square on a grey that tells the row, and its mask in {0, 255}."""
+    image, mask = Image.new("RGB", size, (20 + index, 40, 60)), Image.new("L", size, 0)
+    box = [4, 5, 4 + 12, 5 + 9]
+    ImageDraw.Draw(image).rectangle(box, fill=(255, 255, 255))
+    ImageDraw.Draw(mask).rectangle(box, fill=255)
+    return image, mask
+
+
+def drawn_rows(count: int) -> list[dict]:
+    rows = []
+    for index in range(count):
+        image, mask = draw(index)
+        rows.append({"image": image, "mask": mask, "prompt": f"left {index}", "name": f"n{index}", "patient_id": None})
+    return rows
+
+
+def encode(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def table(count: int = 6, mask: str = "mask", **columns) -> datasets.Dataset:
+    """Encoded pictures with file names, as a data set on the Hub holds them."""
+    pictures = [draw(index) for index in range(count)]
+    content = {
+        "image": [{"bytes": encode(image), "path": f"scan_{index}.png"} for index, (image, _) in enumerate(pictures)],
+        mask: [{"bytes": encode(picture), "path": None} for _, picture in pictures],
+    }
+    features = {"image": datasets.Image(), mask: datasets.Image()}
+    data = datasets.Dataset.from_dict(content, features=datasets.Features(features))
+    for name, values in columns.items():
+        data = data.add_column(name, values)
+    return data
+
+
+def write_parquet(folder, split: str, data: datasets.Dataset):
+    folder.mkdir(exist_ok=True)
+    data.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return str(folder)
+
+
+def write_image_folder(folder, split: str = "train", count: int = 4) -> list[dict]:
+    (folder / split / "masks").mkdir(parents=True)
+    entries = []
+    for index in range(count):
+        image, mask = draw(index)
+        image.save(folder / split / f"scan_{index}.png")
+        mask.save(folder / split / "masks" / f"{index}.png")
+        entries.append({"image_file_name": f"scan_{index}.png", "mask_file_name": f"masks/{index}.png"})
+    write_metadata(folder, entries, split)
+    return entries
+
+
+def write_metadata(folder, entries: list[dict], split: str = "train"):
+    (folder / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\n")
+
+
+def processor() -> TAMISegImageProcessor:
+    return TAMISegImageProcessor(size=SIDE)
+
+
+# Sources
+
+
+def check_row(row: dict, index: int, name: str):
+    image, mask = draw(index)
+    assert set(row) == {"image", "mask", "prompt", "name", "patient_id"}
+    np.testing.assert_array_equal(np.asarray(row["image"]), np.asarray(image))
+    np.testing.assert_array_equal(np.asarray(row["mask"]), np.asarray(mask))
+    assert row["name"] == name
+
+
+def test_builtin_sample():
+    rows = load_rows("builtin", "train", max_rows=3)
+    assert len(rows) == 3
+    item = SegmentationDataset(rows, processor())[0]
+    assert item["pixel_values"].shape == (3, 32, 48) and item["labels"].shape == (32, 48)
+
+
+def test_parquet_folder(tmp_path):
+    write_parquet(tmp_path / "p", "train", table(6, prompt=[f"left {index}" for index in range(6)]))
+    source = write_parquet(tmp_path / "p", "validation", table(2))
+    rows = load_rows(source, "train")
+    assert len(rows) == 6
+    check_row(rows[2], 2, "scan_2")
+    assert rows[2]["prompt"] == "left 2" and rows[2]["patient_id"] is None
+    assert len(load_rows(source, "val")) == 2
+
+
+@pytest.mark.parametrize("there", ["validation", "valid", "val", "dev"])
+def test_validation_has_many_spellings(tmp_path, there):
+    source = write_parquet(tmp_path / "p", there, table(2))
+    assert len(load_rows(source, "validation")) == len(load_rows(source, "dev")) == 2
+
+
+def test_saved_dataset_dict_and_saved_dataset(tmp_path):
+    datasets.DatasetDict({"train": table(3), "val": table(2)}).save_to_disk(tmp_path / "dict")
+    check_row(load_rows(str(tmp_path / "dict"), "validation")[1], 1, "scan_1")
+    assert len(load_rows(str(tmp_path / "dict"), "train")) == 3
+
+    table(3).save_to_disk(tmp_path / "one")
+    check_row(load_rows(str(tmp_path / "one"), "train")[2], 2, "scan_2")
+    with pytest.raises(ValueError, match="has no split 'test': choose one of train"):  # never the training rows again
+        load_rows(str(tmp_path / "one"), "test")
+
+
+@pytest.mark.parametrize("mask", ["label", "labels", "annotation"])
+def test_columns_under_other_names(tmp_path, mask):
+    data = table(
+        3, mask, Description=["a", "b", "c"], patient_id=["p0", "p1", "p2"], name=["x", "y", "z"], age=[1, 2, 3]
+    )
+    row = load_rows(write_parquet(tmp_path / "p", "train", data), "train")[1]
+    check_row(row, 1, "y")
+    assert (row["prompt"], row["patient_id"]) == ("b", "p1")
+
+
+def test_pictures_stored_as_plain_bytes(tmp_path):
+    """What pandas and polars write: no picture type, only bytes."""
+    content = {"image": [encode(draw(0)[0])], "mask": [encode(draw(0)[1])]}
+    source = write_parquet(tmp_path / "p", "train", datasets.Dataset.from_dict(content))
+    check_row(load_rows(source, "train")[0], 0, "train/0")
+
+
+def test_image_folder(tmp_path):
+    entries = write_image_folder(tmp_path / "f")
+    entries[1] |= {"prompt": " the  left one ", "name": "named", "patient_id": 7}
+    entries[2]["file_name"] = entries[2].pop("image_file_name")
+    write_metadata(tmp_path / "f", entries)
+    rows = load_rows(str(tmp_path / "f"), "train")
+    assert len(rows) == 4
+    check_row(rows[1], 1, "named")
+    check_row(rows[2], 2, "scan_2")
+    assert (rows[1]["prompt"], rows[1]["patient_id"], rows[2]["prompt"]) == ("the left one", "7", None)
+
+
+def test_hub(monkeypatch):
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda source: ["train", "dev"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, split: table({"train": 4, "dev": 2}[split]))
+    assert len(load_rows("somebody/scans", "validation")) == 2
+
+
+def test_max_rows_is_a_seeded_random_subset(tmp_path):
+    source = write_parquet(tmp_path / "p", "train", table(30))
+
+    def names(seed):
+        return [row["name"] for row in load_rows(source, "train", max_rows=5, seed=seed)]
+
+    assert names(0) == names(0) != names(1)
+    assert len(set(names(0))) == 5 and names(0) != [f"scan_{index}" for index in range(5)]
+    assert len(load_rows(source, "train", max_rows=99)) == 30
+
+
+def test_fingerprint_follows_the_content(tmp_path):
+    source = write_parquet(tmp_path / "p", "train", table(6))
+    table(6).save_to_disk(tmp_path / "saved")
+    rows = load_rows(source, "train")
+    assert fingerprint(rows) == fingerprint(load_rows(str(tmp_path / "saved"), "train"))
+    assert (
+        len({fingerprint(rows), fingerprint(rows.select(range(5))), fingerprint(rows.select([1, 0, 2, 3, 4, 5]))}) == 3
+    )
+
+    write_image_folder(tmp_path / "f")
+    before = fingerprint(load_rows(str(tmp_path / "f"), "train"))
+    draw(9)[1].transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(tmp_path / "f" / "train" / "masks" / "3.png")
+    assert fingerprint(load_rows(str(tmp_path / "f"), "train")) != before
+
+    drawn = drawn_rows(3)
+    before = fingerprint(drawn)
+    assert fingerprint(drawn_rows(3)) == before
+    drawn[1]["prompt"] = "right"
+    assert fingerprint(drawn) != before
+    drawn[1]["prompt"] = "left 1"
+    drawn[1]["mask"].putpixel((0, 0), 255)
+    assert fingerprint(drawn) != before
+
+
+# Mistakes
+
+
+def test_wrong_sources(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="is empty: give one"):
+        load_rows(str(tmp_path / "empty"), "train")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match=r"layout of .*odd' is not known \(it holds notes.txt\): give"):
+        load_rows(str(tmp_path / "odd"), "train")
+    with pytest.raises(ValueError, match="is a file: give the folder"):
+        load_rows(str(tmp_path / "odd" / "notes.txt"), "train")
+    with pytest.raises(FileNotFoundError, match="neither a folder here nor a data set that the Hub gives"):
+        load_rows(str(tmp_path / "nowhere"), "train")
+    with pytest.raises(ValueError, match="max_rows is 0: give at least 1"):
+        load_rows("builtin", "train", max_rows=0)
+
+    def unreachable(source):
+        raise ConnectionError("Couldn't reach the Hub\nat all")
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", unreachable)
+    with pytest.raises(
+        FileNotFoundError, match=r"'somebody/scans' is neither .*\(Couldn't reach the Hub\): check the"
+    ):
+        load_rows("somebody/scans", "train")
+
+
+def test_wrong_tables(tmp_path):
+    source = write_parquet(tmp_path / "p", "train", table(2))
+    with pytest.raises(ValueError, match="has no split 'test': choose one of train"):
+        load_rows(source, "test")
+    with pytest.raises(ValueError, match=r"no column 'mask' \(it has image\)"):
+        load_rows(write_parquet(tmp_path / "no_mask", "train", table(2).remove_columns("mask")), "train")
+    with pytest.raises(ValueError, match=r"no column 'image' \(it has mask\)"):
+        load_rows(write_parquet(tmp_path / "no_image", "train", table(2).remove_columns("image")), "train")
+    classes = table(2).remove_columns("mask").add_column("label", [0, 1])
+    with pytest.raises(ValueError, match=r"The mask column of .* holds Value\('int64'\), not pictures"):
+        load_rows(write_parquet(tmp_path / "classes", "train", classes), "train")
+    with pytest.raises(ValueError, match="has no rows: give a source with at least one"):
+        load_rows(write_parquet(tmp_path / "none", "train", table(2).select([])), "train")
+    (tmp_path / "pointer").mkdir()
+    (tmp_path / "pointer" / "train.parquet").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match="train.parquet' is no parquet file: download it again"):
+        load_rows(str(tmp_path / "pointer"), "train")
+
+
+def test_missing_masks_are_found_before_training(tmp_path):
+    content = table(3).cast_column("mask", datasets.Image(decode=False)).to_dict()
+    content["mask"][1] = None
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    source = write_parquet(tmp_path / "p", "train", datasets.Dataset.from_dict(content, features=features))
+    with pytest.raises(ValueError, match="1 of 3 rows of split 'train' .* have no mask, the first is row 1: add it"):
+        load_rows(source, "train")
+    rows = drawn_rows(2)
+    rows[1]["mask"] = None
+    with pytest.raises(ValueError, match=r"Row 1 \('n1'\) has no mask: add it or drop the row"):
+        SegmentationDataset(rows, processor())[1]
+
+
+def test_wrong_image_folders(tmp_path):
+    folder = tmp_path / "f"
+    entries = write_image_folder(folder)
+
+    def error(kind, entry, match):
+        write_metadata(folder, [entries[0], entry])
+        with pytest.raises(kind, match=match):
+            load_rows(str(folder), "train")
+
+    there = {"image_file_name": "scan_1.png", "mask_file_name": "masks/1.png"}
+    error(
+        FileNotFoundError, there | {"mask_file_name": "masks/77.png"}, "Line 2 of .* mask 'masks/77.png', which is not"
+    )
+    error(FileNotFoundError, there | {"image_file_name": "77.png"}, "Line 2 of .* image '77.png', which is not there")
+    error(ValueError, there | {"mask_file_name": None}, "Line 2 of .*jsonl' names no mask: add 'mask_file_name'")
+    error(ValueError, {"mask_file_name": "masks/1.png"}, "Line 2 of .*jsonl' names no picture: add 'image_file_name'")
+    error(ValueError, there | {"prompt": 5}, "Line 2 of .*jsonl': ")
+    error(ValueError, ["scan_1.png"], "Line 2 of .*jsonl' is not an object")
+    (folder / "train" / "metadata.jsonl").write_text("{'single': 'quotes'}\n")
+    with pytest.raises(ValueError, match="Line 1 of .* is not JSON .*one object per line"):
+        load_rows(str(folder), "train")
+    (folder / "train" / "metadata.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="has no rows"):
+        load_rows(str(folder), "train")
+    with pytest.raises(ValueError, match="has no split 'test': choose one of train"):
+        load_rows(str(folder), "test")
+
+
+def test_unreadable_pictures_are_named(tmp_path):
+    write_image_folder(tmp_path / "f")
+    (tmp_path / "f" / "train" / "scan_2.png").write_bytes(b"not a picture")
+    cut = (tmp_path / "f" / "train" / "masks" / "3.png").read_bytes()
+    (tmp_path / "f" / "train" / "masks" / "3.png").write_bytes(cut[: len(cut) // 2])
+    rows = load_rows(str(tmp_path / "f"), "train")
+    assert read_row(rows, 1)["name"] == "scan_1"
+    for index in (2, 3):
+        with pytest.raises(
+            ValueError, match=rf"Row {index} \('scan_{index}'\) has an image or a mask that .* replace"
+        ):
+            read_row(rows, index)
+
+
+def test_pairs_that_do_not_fit(tmp_path):
+    rows = drawn_rows(2)
+    rows[1]["mask"] = draw(1, (30, 40))[1]
+    with pytest.raises(
+        ValueError, match=r"Row 1 \('n1'\) has an image of 40x30 pixels and a mask of 30x40: make them"
+    ):
+        SegmentationDataset(rows, processor())[1]
+    rows[1]["mask"] = Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40))
+    with pytest.raises(ValueError, match=r"Row 1 \('n1'\): .*mask > 127"):
+        SegmentationDataset(rows, processor())[1]
+    with pytest.raises(ValueError, match=r"Row 0 \('n0'\): "):
+        read_row([rows[0] | {"prompt": 5}], 0)
+
+
+def test_impossible_settings_are_refused():
+    rows = drawn_rows(1)
+    with pytest.raises(ValueError, match="There are no rows"):
+        SegmentationDataset([], processor())
+    with pytest.raises(ValueError, match="prompt_dropout is a probability"):
+        SegmentationDataset(rows, processor(), prompt_dropout=1.5)
+    with pytest.raises(ValueError, match="keep_mask gives the untouched mask"):
+        SegmentationDataset(rows, processor(), keep_mask=True, augmentation=JointAugmentation())
+    with pytest.raises(IndexError):
+        SegmentationDataset(rows, processor())[1]
+
+
+# Items
+
+
+def test_plain_item_is_what_the_processor_gives():
+    rows = drawn_rows(2)
+    rows[0] |= {"prompt": "  all   left ", "patient_id": 3}
+    item = SegmentationDataset(rows, processor(), keep_mask=True)[0]
+    expected = processor()(images=rows[0]["image"], return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(item["pixel_values"], expected, rtol=0, atol=0)
+    assert (item["pixel_values"].dtype, item["labels"].dtype) == (torch.float32, torch.int64)
+    assert item["labels"].shape == (32, 48) and set(item["labels"].unique().tolist()) == {0, 1}
+    assert (item["prompt"], item["name"], item["patient_id"]) == ("all left", "n0", "3")
+    np.testing.assert_array_equal(item["mask"], (np.asarray(rows[0]["mask"]) == 255).astype(np.uint8))
+    assert item["mask"].dtype == np.uint8
+
+
+def test_perturbed_item_carries_both_views():
+    item = SegmentationDataset(drawn_rows(1), processor(), perturbation=ConsistencyPerturbation())[0]
+    assert item["perturbed_pixel_values"].shape == item["pixel_values"].shape == (3, 32, 48)
+    assert (item["affine"].shape, item["affine"].dtype) == ((2, 3), torch.float32)
+    assert (item["perturbed_pixel_values"] - item["pixel_values"]).abs().mean() > 0.01
+    plain = SegmentationDataset(drawn_rows(1), processor())[0]
+    torch.testing.assert_close(item["pixel_values"], plain["pixel_values"], rtol=0, atol=0)
+
+
+def test_augmented_labels_and_words_follow_the_picture():
+    """The lesion sits in the left half; after a flip both the labels and the sentence must say right."""
+    data = SegmentationDataset(drawn_rows(1) * 40, processor(), augmentation=JointAugmentation())
+    sides = {"left": 0, "right": 0}
+    for item in data:
+        columns = item["labels"].sum(dim=0)
+        side = "left" if columns[:24].sum() > columns[24:].sum() else "right"
+        assert item["prompt"].split()[0] == side
+        sides[side] += 1
+        # White lesion: every labelled pixel is brighter than every pixel well outside.
+        bright = item["pixel_values"].mean(dim=0)
+        assert bright[item["labels"] == 1].mean() > bright[item["labels"] == 0].mean() + 1
+    assert min(sides.values()) > 8
+
+
+def test_prompt_dropout_hides_about_its_share():
+    hidden = [item["prompt"] is None for item in SegmentationDataset(drawn_rows(200), processor(), prompt_dropout=0.3)]
+    assert 40 < sum(hidden) < 80
+    assert SegmentationDataset(drawn_rows(1), processor(), prompt_dropout=1.0)[0]["prompt"] is None
+
+
+def test_collate_stacks_tensors_and_lists_the_rest():
+    data = SegmentationDataset(drawn_rows(3), processor(), perturbation=ConsistencyPerturbation(), keep_mask=True)
+    batch = collate([data[0], data[1], data[2]])
+    assert batch["pixel_values"].shape == batch["perturbed_pixel_values"].shape == (3, 3, 32, 48)
+    assert batch["labels"].shape == (3, 32, 48) and batch["affine"].shape == (3, 2, 3)
+    assert batch["name"] == ["n0", "n1", "n2"] and batch["patient_id"] == [None] * 3
+    assert batch["prompt"] == ["left 0", "left 1", "left 2"] and batch["mask"][2].shape == (30, 40)
+
+
+# Loaders
+
+
+def loader(data, workers: int, shuffle: bool = False) -> DataLoader:
+    return DataLoader(
+        data,
+        batch_size=4,
+        shuffle=shuffle,
+        generator=torch.Generator().manual_seed(0),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=collate,
+    )
+
+
+def drawing_dataset(rows) -> SegmentationDataset:
+    options = {"augmentation": JointAugmentation(), "perturbation": ConsistencyPerturbation(), "prompt_dropout": 0.5}
+    return SegmentationDataset(rows, processor(), **options)
+
+
+def one_pass(batches: DataLoader) -> dict[str, tuple]:
+    """name -> everything that was drawn for it."""
+    seen: dict[str, tuple] = {}
+    for batch in batches:
+        for index, name in enumerate(batch["name"]):
+            assert name not in seen
+            pixels = batch["pixel_values"][index].sum().item(), batch["perturbed_pixel_values"][index].sum().item()
+            seen[name] = (batch["prompt"][index], *pixels, batch["labels"][index].sum().item())
+    return seen
+
+
+def test_every_row_is_visited_once_by_shuffled_workers(tmp_path):
+    rows = load_rows(write_parquet(tmp_path / "p", "train", table(23)), "train")
+    for _ in range(2):
+        assert set(one_pass(loader(drawing_dataset(rows), workers=2, shuffle=True))) == {
+            f"scan_{i}" for i in range(23)
+        }
+
+
+def test_draws_do_not_depend_on_workers_or_order():
+    rows = drawn_rows(12)
+    alone = one_pass(loader(drawing_dataset(rows), workers=0))
+    assert alone == one_pass(loader(drawing_dataset(rows), workers=2, shuffle=True))
+    assert len({drawn[1] for drawn in alone.values()}) == 12
+
+
+def test_set_epoch_reaches_persistent_workers():
+    data = drawing_dataset(drawn_rows(8))
+    batches = loader(data, workers=2)
+    passes = []
+    for epoch in (0, 1, 0):
+        data.set_epoch(epoch)
+        passes.append(one_pass(batches))
+    assert passes[0] == passes[2]
+    assert all(passes[0][name][1] != passes[1][name][1] for name in passes[0])
+
+
+def test_seed_changes_draws():
+    def data(seed):
+        return SegmentationDataset(drawn_rows(1), processor(), augmentation=JointAugmentation(), seed=seed)
+
+    first, second = data(0), data(1)
+    assert (first[0]["pixel_values"] != second[0]["pixel_values"]).any()
+    torch.testing.assert_close(first[0]["pixel_values"], first[-1]["pixel_values"], rtol=0, atol=0)

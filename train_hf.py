@@ -1,0 +1,480 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Trains TAMISeg, both stages, through Accelerate.
+
+Stage 1 (consistency pretraining of the image encoder), then stage 2 (text, decoder, distillation) on its result:
+
+    python train_hf.py --stage pretrain --dataset builtin --output_dir runs/pretrain
+    python train_hf.py --stage finetune --dataset builtin --output_dir runs/finetune --vision_model runs/pretrain/best
+    torchrun --nproc_per_node 2 train_hf.py ...        # the same, on several processes
+
+Every field is a flag, or a line of the YAML file given by `--config`: a flag beats the file, the file beats the
+default. `best/` (chosen on validation) is a `save_pretrained` folder that stands alone; `last/` is the full state that
+`--resume auto` goes on from; `metrics.jsonl`, `config.yaml` and `result.json` lie beside them.
+"""
+
+import hashlib
+import json
+import math
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import accelerate
+import numpy as np
+import torch
+import transformers
+import yaml
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import AutoTokenizer, BertConfig, BertModel, HfArgumentParser, ResNetConfig, get_scheduler
+
+from modeling_tamiseg import (
+    SemanticDistiller,
+    TAMISegConfig,
+    TAMISegForConsistencyPretraining,
+    TAMISegForImageSegmentation,
+)
+from modeling_tamiseg.modeling_tamiseg import load_text_model, load_vision_model
+from processing import TAMISegImageProcessor, TAMISegProcessor
+from processing.augmentation import ConsistencyPerturbation, JointAugmentation
+from processing.data import SegmentationDataset, collate, fingerprint, load_rows
+from processing.metrics import SegmentationMeter
+from processing.prompts import normalize_prompt
+
+
+@dataclass
+class Arguments:
+    """What a run can be told."""
+
+    stage: str = field(metadata={"help": "pretrain or finetune", "choices": ["pretrain", "finetune"]})
+    output_dir: str = field(metadata={"help": "folder for best/, last/, metrics.jsonl, config.yaml, result.json"})
+    # Data
+    dataset: str = field(
+        default="builtin", metadata={"help": "builtin, a folder, or a Hub id (see processing/data.py)"}
+    )
+    image_size: int = field(default=256, metadata={"help": "side of the square the model sees, in pixels"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "a random subset of the training rows"})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "a random subset of the validation rows"})
+    prompt_dropout: float = field(default=0.2, metadata={"help": "share of training sentences that are hidden"})
+    num_workers: int = field(default=0, metadata={"help": "processes that read data"})
+    # Model
+    vision_model: str = field(default="tiny", metadata={"help": "tiny (from scratch), a folder, or a Hub id"})
+    text_model: str = field(default="tiny", metadata={"help": "tiny (from scratch), a folder, or a Hub id"})
+    freeze_text_encoder: bool = field(default=True, metadata={"help": "keep the text encoder as it came"})
+    freeze_vision_encoder: bool = field(default=False, metadata={"help": "keep the image encoder as it came"})
+    model_config: str = field(default="{}", metadata={"help": "JSON with further fields of TAMISegConfig"})
+    # Loss
+    teacher: str | None = field(default=None, metadata={"help": "folder or Hub id of the teacher; none, none is used"})
+    distillation_weight: float = field(default=0.5, metadata={"help": "weight of the distillation; 0: not computed"})
+    projector_size: int = field(default=2048, metadata={"help": "hidden width of the distillation projectors"})
+    # Optimisation
+    epochs: int = field(default=20, metadata={"help": "passes over the training rows"})
+    max_steps: int | None = field(default=None, metadata={"help": "stop after so many optimiser steps"})
+    batch_size: int = field(default=16, metadata={"help": "pictures per process and step"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak rate of AdamW"})
+    vision_learning_rate_scale: float = field(default=1.0, metadata={"help": "the image encoder's rate, relative"})
+    weight_decay: float = field(default=1e-4, metadata={"help": "of AdamW"})
+    warmup_ratio: float = field(default=0.05, metadata={"help": "share of the steps in which the rate rises"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine or linear, down to 0"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
+    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
+    cpu: bool = field(default=False, metadata={"help": "stay on the CPU"})
+    seed: int = field(default=0, metadata={"help": "of weights, order, augmentation and dropout"})
+    resume: str | None = field(default=None, metadata={"help": "auto (from last/, if there) or a folder of state"})
+
+
+def parse_arguments(argv=None) -> Arguments:
+    """Flag beats file beats default; unknown keys are refused."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(Arguments, description=__doc__.split("\n\n")[0])
+    parser.add_argument("--config", help="YAML file of fields")
+    path = None
+    if "--config" in argv:
+        where = argv.index("--config")
+        path = argv[where + 1] if where + 1 < len(argv) else None
+    if path is not None:
+        with open(path, encoding="utf-8") as file:
+            fields = yaml.safe_load(file) or {}
+        unknown = set(fields) - set(Arguments.__dataclass_fields__)
+        if unknown:
+            raise ValueError(f"{path} has unknown fields {sorted(unknown)}: see --help for the known ones.")
+        parser.set_defaults(**fields)
+        for action in parser._actions:
+            action.required = action.required and action.dest not in fields
+    namespace = vars(parser.parse_args(argv))
+    namespace.pop("config")
+    return Arguments(**namespace)
+
+
+def build_processor(arguments: Arguments, rows) -> TAMISegProcessor:
+    """Image processor and tokenizer; for `tiny`, a word-level tokenizer is made of the training sentences."""
+    if arguments.text_model == "tiny":
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+        sentences = (normalize_prompt(prompt) or "" for prompt in column(rows, "prompt"))
+        splitter = pre_tokenizers.BertPreTokenizer()
+        words = {word for s in sentences for word, _ in splitter.pre_tokenize_str(s.lower())}
+        vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(words)])}
+        backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+        backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), splitter
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+        )
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.text_model)
+    size = {"height": arguments.image_size, "width": arguments.image_size}
+    return TAMISegProcessor(TAMISegImageProcessor(size=size), tokenizer)
+
+
+def build_model(arguments: Arguments, processor: TAMISegProcessor):
+    """The model of the stage, on the encoders that the arguments name."""
+    overrides = json.loads(arguments.model_config)
+    if arguments.vision_model == "tiny":
+        vision_model, strides = None, [2, 4, 8, 16]
+        vision_config = ResNetConfig(
+            embedding_size=16, hidden_sizes=[32, 64, 96], depths=[1, 1, 1], layer_type="basic"
+        )
+    else:
+        vision_model, strides = load_vision_model(arguments.vision_model)
+        vision_config = vision_model.config
+    if arguments.text_model == "tiny":
+        text_config = BertConfig(
+            vocab_size=len(processor.tokenizer),
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=128,
+            max_position_embeddings=64,
+        )
+        text_model = BertModel(text_config, add_pooling_layer=False)
+    else:
+        text_model = load_text_model(arguments.text_model)
+        text_config = text_model.config
+    config = TAMISegConfig(
+        vision_config=vision_config.to_dict(),
+        text_config=text_config.to_dict(),
+        **{
+            "vision_strides": strides,
+            "freeze_text_encoder": arguments.freeze_text_encoder,
+            "freeze_vision_encoder": arguments.freeze_vision_encoder,
+            **overrides,
+        },
+    )
+    limit = getattr(config.text_config, "max_position_embeddings", None)
+    processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, limit or 10**6)
+    processor.image_processor.num_labels = config.num_labels
+    if arguments.stage == "pretrain":
+        return TAMISegForConsistencyPretraining(config, vision_model)
+    return TAMISegForImageSegmentation(config, vision_model, text_model)
+
+
+class TextInputs:
+    """Sentences to what the model takes. States of a frozen encoder are kept by sentence: QaTa has 167 of them for
+    5716 pictures."""
+
+    def __init__(self, model, processor, device):
+        self.model, self.processor, self.device = model, processor, device
+        self.kept = {}
+
+    def __call__(self, prompts: list[str | None]) -> dict[str, torch.Tensor]:
+        # A batch in which all sentences are hidden still passes the text path, with every word masked: each parameter
+        # gets its gradient on every process.
+        if not self.model.text_encoder.frozen:
+            batch = self.processor(text=[prompt or "[PAD]" for prompt in prompts], return_tensors="pt")
+            has_text = torch.tensor([prompt is not None for prompt in prompts])
+            batch["attention_mask"] = batch["attention_mask"] * has_text[:, None]
+            return {key: value.to(self.device) for key, value in batch.items()}
+        new = sorted({prompt for prompt in prompts if prompt is not None} - self.kept.keys())
+        for start in range(0, len(new), 64):
+            chunk = new[start : start + 64]
+            batch = self.processor(text=chunk, return_tensors="pt").to(self.device)
+            with torch.no_grad():
+                states = self.model.get_text_features(**batch)
+            for prompt, state, length in zip(chunk, states, batch["attention_mask"].sum(dim=1), strict=True):
+                self.kept[prompt] = state[: int(length)].clone()
+        states = [self.kept[prompt] if prompt is not None else None for prompt in prompts]
+        longest = max([1, *(len(state) for state in states if state is not None)])
+        width = self.model.alignment.text_projection.in_features
+        text_embeds = torch.zeros(len(prompts), longest, width, device=self.device)
+        attention_mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=self.device)
+        for i, state in enumerate(states):
+            if state is not None:
+                text_embeds[i, : len(state)], attention_mask[i, : len(state)] = state, 1
+        return {"text_embeds": text_embeds, "attention_mask": attention_mask}
+
+
+def text_arms(prompts: list[str | None], seed: int) -> dict[str, list[str | None]]:
+    """The three questions that every evaluation asks: its own sentence, none, and another row's."""
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    shuffled = list(prompts)
+    for here, there in zip(order, np.roll(order, 1), strict=True):  # one cycle: nobody keeps its own row's sentence
+        shuffled[here] = prompts[there]
+    return {"full_text": list(prompts), "no_text": [None] * len(prompts), "shuffled_text": shuffled}
+
+
+@torch.no_grad()
+def evaluate(accelerator, model, text_inputs, processor, loader, arms: dict[str, list]) -> dict[str, dict]:
+    """Both Dice conventions, for each arm, at the masks' own size. Rows are gathered from all processes."""
+    model.eval()
+    meters = {arm: SegmentationMeter() for arm in arms}
+    for batch in loader:
+        sizes = [mask.shape for mask in batch["mask"]]
+        for arm, prompts in arms.items():
+            texts = {} if text_inputs is None else text_inputs([prompts[i] for i in batch["index"]])
+            outputs = model(pixel_values=batch["pixel_values"].to(accelerator.device), **texts)
+            masks = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+            for i, mask in enumerate(masks):
+                truth = batch["mask"][i]
+                prediction = mask.cpu().numpy() > 0
+                keep = truth != model.config.semantic_loss_ignore_index
+                meters[arm].add(prediction & keep, (truth > 0) & keep, batch["name"][i], batch["patient_id"][i])
+    model.train()
+    if accelerator.num_processes > 1:
+        for arm, meter in meters.items():
+            cases = accelerate.utils.gather_object(meter.cases)
+            meters[arm] = SegmentationMeter()
+            meters[arm].extend(cases)
+    return {arm: meter.compute() for arm, meter in meters.items()}
+
+
+def main(argv=None) -> dict:
+    arguments = parse_arguments(argv)
+    output = Path(arguments.output_dir)
+    accelerator = Accelerator(
+        cpu=arguments.cpu,
+        mixed_precision=arguments.mixed_precision,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        step_scheduler_with_optimizer=False,
+    )
+    set_seed(arguments.seed)
+    say = accelerator.print
+
+    # Data. The sample's pictures have a seed of their own: every run is tested on the same ones.
+    train_rows = load_rows(arguments.dataset, "train", max_rows=arguments.max_train_samples)
+    eval_rows = load_rows(arguments.dataset, "validation", max_rows=arguments.max_eval_samples)
+    processor = build_processor(arguments, train_rows)
+    model = build_model(arguments, processor)
+    pretraining = arguments.stage == "pretrain"
+    train_data = SegmentationDataset(
+        train_rows,
+        processor.image_processor,
+        augmentation=JointAugmentation(),
+        perturbation=ConsistencyPerturbation() if pretraining else None,
+        prompt_dropout=0.0 if pretraining else arguments.prompt_dropout,
+        seed=arguments.seed,
+    )
+    eval_data = SegmentationDataset(eval_rows, processor.image_processor, keep_mask=True)
+    train_loader = DataLoader(
+        train_data,
+        batch_size=arguments.batch_size,
+        shuffle=True,
+        collate_fn=collate,
+        num_workers=arguments.num_workers,
+        persistent_workers=arguments.num_workers > 0,
+        generator=torch.Generator().manual_seed(arguments.seed),
+    )
+    # Each process takes its own share of the validation rows, none twice: their cases are gathered by hand.
+    share = list(range(accelerator.process_index, len(eval_data), accelerator.num_processes))
+    eval_loader = DataLoader(
+        IndexedRows(eval_data, share), batch_size=arguments.batch_size, collate_fn=collate_indexed, num_workers=0
+    )
+    arms = text_arms([normalize_prompt(prompt) for prompt in column(eval_rows, "prompt")], seed=0)
+
+    # Model, distillation, optimiser.
+    model.to(accelerator.device, memory_format=torch.channels_last)
+    text_inputs = None if pretraining else TextInputs(model, processor, accelerator.device)
+    distiller = None
+    if arguments.teacher and arguments.distillation_weight and not pretraining:
+        distiller = SemanticDistiller.from_pretrained(
+            arguments.teacher, model.vision_encoder.channels, projector_size=arguments.projector_size
+        ).to(accelerator.device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    vision = {id(p) for p in model.vision_encoder.parameters()}
+    groups = [
+        {"params": [p for p in parameters if id(p) not in vision], "lr": arguments.learning_rate},
+        {
+            "params": [p for p in parameters if id(p) in vision],
+            "lr": arguments.learning_rate * arguments.vision_learning_rate_scale,
+        },
+    ]
+    if distiller is not None:
+        groups[0]["params"] += list(distiller.projectors.parameters())
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=arguments.weight_decay)
+    bare_model = model
+    model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
+    if distiller is not None:
+        distiller = accelerator.prepare(distiller)
+    steps_per_epoch = len(train_loader)
+    total_steps = arguments.max_steps or arguments.epochs * steps_per_epoch
+    scheduler = get_scheduler(
+        arguments.lr_scheduler_type, optimizer, round(arguments.warmup_ratio * total_steps), total_steps
+    )
+    accelerator.register_for_checkpointing(scheduler)
+
+    state = {"epoch": 0, "step": 0, "best": -1.0}
+    last = output / "last"
+    if arguments.resume and (arguments.resume != "auto" or last.is_dir()):
+        folder = last if arguments.resume == "auto" else Path(arguments.resume)
+        accelerator.load_state(str(folder))
+        state = json.loads((folder / "progress.json").read_text())
+        say(f"resumed from {folder}: epoch {state['epoch']}, step {state['step']}")
+
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "config.yaml").write_text(yaml.safe_dump(asdict(arguments), sort_keys=False))
+    say(
+        f"{len(train_rows)} training rows, {len(eval_rows)} validation rows, {total_steps} steps of "
+        f"{arguments.batch_size * accelerator.num_processes}, {sum(p.numel() for p in parameters) / 1e6:.2f} M trainable "
+        f"parameters, {accelerator.num_processes} process(es) on {accelerator.device}, seed {arguments.seed}"
+    )
+
+    bar = tqdm(total=total_steps, initial=state["step"], disable=not accelerator.is_main_process, mininterval=5)
+    started, seen = time.time(), 0
+    while state["step"] < total_steps:
+        train_data.set_epoch(state["epoch"])
+        train_loader.set_epoch(state["epoch"])
+        model.train()
+        sums: dict[str, float] = {}
+        count = 0
+        for batch in train_loader:
+            pixels = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+            with accelerator.autocast():
+                if pretraining:
+                    outputs = model(
+                        pixel_values=pixels,
+                        perturbed_pixel_values=batch["perturbed_pixel_values"],
+                        affine=batch["affine"],
+                        labels=batch["labels"],
+                    )
+                    parts = {"segmentation": outputs.segmentation_loss, "consistency": outputs.consistency_loss}
+                    loss = outputs.loss
+                else:
+                    outputs = model(pixel_values=pixels, labels=batch["labels"], **text_inputs(batch["prompt"]))
+                    parts = {"segmentation": outputs.loss}
+                    loss = outputs.loss
+                    if distiller is not None:
+                        parts["distillation"] = distiller(outputs.vision_hidden_states, pixels)
+                        loss = loss + arguments.distillation_weight * parts["distillation"]
+            if not math.isfinite(loss.item()):
+                raise ValueError(f"the loss is {loss.item()} at step {state['step']}: lower --learning_rate.")
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(parameters, arguments.max_grad_norm)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            state["step"] += 1
+            count += 1
+            seen += len(batch["name"]) * accelerator.num_processes
+            for name, value in {"loss": loss, **parts}.items():
+                if value is not None:
+                    sums[name] = sums.get(name, 0.0) + value.item()
+            bar.update()
+            bar.set_postfix(loss=f"{sums['loss'] / count:.3f}", img_s=f"{seen / (time.time() - started):.1f}")
+            if state["step"] >= total_steps:
+                break
+        state["epoch"] += 1
+        name = "no_text" if pretraining else "full_text"
+        scores = evaluate(accelerator, bare_model, text_inputs, processor, eval_loader, {name: arms[name]})[name]
+        line = {
+            "epoch": state["epoch"],
+            "step": state["step"],
+            "learning_rate": scheduler.get_last_lr()[0],
+            "images_per_second": seen / (time.time() - started),
+            **{f"train_{key}": value / count for key, value in sums.items()},
+            **{f"validation_{key}": scores[key] for key in ("dice_per_image", "dice_global")},
+        }
+        say(" ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()))
+        improved = scores["dice_per_image"] > state["best"]
+        state["best"] = max(state["best"], scores["dice_per_image"])
+        if accelerator.is_main_process:
+            with open(output / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            if improved:
+                save(bare_model, processor, output / "best")
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(last))
+        if accelerator.is_main_process:
+            (last / "progress.json").write_text(json.dumps(state))
+    bar.close()
+
+    best = type(bare_model).from_pretrained(output / "best").to(accelerator.device, memory_format=torch.channels_last)
+    asked = {"no_text": arms["no_text"]} if pretraining else arms
+    best_text = None if pretraining else TextInputs(best, processor, accelerator.device)
+    scores = evaluate(accelerator, best, best_text, processor, eval_loader, asked)
+    result = {
+        "command": "python train_hf.py " + " ".join(sys.argv[1:] if argv is None else argv),
+        "arguments": asdict(arguments),
+        "split": "validation",
+        "scores": scores,
+        "data": {"train": fingerprint(train_rows), "validation": fingerprint(eval_rows)},
+        "weights_sha256": hashlib.sha256((output / "best" / "model.safetensors").read_bytes()).hexdigest(),
+        "seed": arguments.seed,
+        "steps": state["step"],
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "hardware": {
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "device": str(accelerator.device),
+        },
+    }
+    if accelerator.is_main_process:
+        (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    say(f"\nvalidation, {len(eval_rows)} rows   Dice per image   Dice global")
+    for arm, score in scores.items():
+        say(f"  {arm.replace('_', ' '):<26}{100 * score['dice_per_image']:>10.2f}{100 * score['dice_global']:>14.2f}")
+    say(f"best model: {output / 'best'}")
+    if pretraining:
+        say(f"next: python train_hf.py --stage finetune --vision_model {output / 'best'} --output_dir ...")
+    else:
+        say(f'next: tamiseg predict IMAGE --text "..." --model {output / "best"} --output mask.png')
+    accelerator.end_training()
+    return result
+
+
+class IndexedRows(torch.utils.data.Dataset):
+    """Some rows of a data set, each with its number in the whole."""
+
+    def __init__(self, rows, indices: list[int]):
+        self.rows, self.indices = rows, indices
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, position):
+        return {**self.rows[self.indices[position]], "index": self.indices[position]}
+
+
+def collate_indexed(items):
+    indices = [item.pop("index") for item in items]
+    return {**collate(items), "index": indices}
+
+
+def column(rows, name: str) -> list:
+    """One column, without decoding the others."""
+    return [row[name] for row in rows] if isinstance(rows, list) else rows.select_columns(name)[name][:]
+
+
+def save(model, processor, folder: Path) -> None:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        # An error of a data worker arrives with its traceback as text: the sentence is its last line.
+        print("train_hf.py: " + str(error).strip().splitlines()[-1].removeprefix("ValueError: "), file=sys.stderr)
+        sys.exit(2)
