@@ -332,8 +332,8 @@ def main(argv=None) -> dict:
         (output / "config.yaml").write_text(yaml.safe_dump(asdict(arguments), sort_keys=False))
     say(
         f"{len(train_rows)} training rows, {len(eval_rows)} validation rows, {total_steps} steps of "
-        f"{arguments.batch_size * accelerator.num_processes}, {sum(p.numel() for p in parameters) / 1e6:.2f} M trainable "
-        f"parameters, {accelerator.num_processes} process(es) on {accelerator.device}, seed {arguments.seed}"
+        f"{arguments.batch_size * accelerator.num_processes}, {sum(p.numel() for p in parameters) / 1e6:.2f} M "
+        f"trainable parameters, {accelerator.num_processes} process(es) on {accelerator.device}, seed {arguments.seed}"
     )
 
     bar = tqdm(total=total_steps, initial=state["step"], disable=not accelerator.is_main_process, mininterval=5)

@@ -61,7 +61,7 @@ class TextImageAlignment(nn.Module):
         return [m.transpose(1, 2).unflatten(2, size) for m, size in zip(maps, sizes, strict=True)]
 
     def read_text(self, text_states, attention_mask, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Words `(batch_size, sequence_length, hidden_size)` and their bool mask; the null prompt for who has no text."""
+        """Words `(batch_size, sequence_length, hidden_size)` and their bool mask; the null prompt without text."""
         null_prompt = self.null_prompt.to(like.dtype)
         if text_states is None:
             batch_size = like.shape[0]

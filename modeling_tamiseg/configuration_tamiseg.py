@@ -59,7 +59,8 @@ class TAMISegConfig(PreTrainedConfig):
             Label value that no loss looks at.
 
     Raises:
-        ValueError: at construction and at save, when two choices cannot go together.
+        StrictDataclassClassValidationError: at construction and at save, when two choices cannot go together; its last
+            line says which, and the repair.
 
     Example:
 

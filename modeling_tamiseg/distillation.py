@@ -107,16 +107,14 @@ class SemanticDistiller(nn.Module):
         return output[:, -grid[0] * grid[1] :], grid
 
     def _token_grid(self, tokens: int) -> tuple[int, int]:
-        """The largest grid of the picture's shape that the tokens can hold: what is left over is class and registers."""
+        """The grid of the picture's patches; what the tokens hold beyond it are class and registers."""
         height, width = self.image_size
-        patch = getattr(self.teacher.config, "patch_size", None)
-        strides = (
-            [patch] if isinstance(patch, int) and self.teacher.config.model_type != "dinov3_convnext" else [32, 16]
-        )
-        for stride in strides:
-            grid = (-(-height // stride), -(-width // stride))
-            if grid[0] * grid[1] <= tokens:
-                return grid
+        # Pyramids such as ConvNeXt end at 1/32, whatever their config calls a patch.
+        pyramid = hasattr(self.teacher.config, "hidden_sizes")
+        stride = 32 if pyramid else getattr(self.teacher.config, "patch_size", 16)
+        grid = (height // stride, width // stride)
+        if grid[0] * grid[1] <= tokens:
+            return grid
         raise ValueError(
             f"the teacher gives {tokens} tokens for a picture of {height}x{width}, which is no grid of its patches: "
             "set image_size to what the teacher was made for."

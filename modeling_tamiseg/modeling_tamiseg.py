@@ -9,8 +9,9 @@ text encoder -> words, decoder (multi-scale module, alignment with the words, fu
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoBackbone, AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import can_return_tuple
 
 from .alignment import TextImageAlignment
@@ -297,7 +298,9 @@ def load_vision_model(name_or_path: str) -> tuple[PreTrainedModel, list[int]]:
     if len(getattr(config, "out_indices", None) or ()) != 4:
         # Four maps by default: the last four stages.
         config.out_indices = list(range(len(config.stage_names) - 4, len(config.stage_names)))
-    model = AutoBackbone.from_pretrained(name_or_path, config=config, dtype=torch.float32).eval()
+    # `AutoBackbone.from_pretrained` asks the Hub even for a folder; the class behind it does not.
+    backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    model = backbone_class.from_pretrained(name_or_path, config=config, dtype=torch.float32).eval()
     with torch.no_grad():
         maps = model(torch.zeros(1, config.num_channels, 64, 64)).feature_maps
     return model, [64 // m.shape[-1] for m in maps]

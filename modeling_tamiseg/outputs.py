@@ -18,7 +18,7 @@ class TAMISegImageSegmentationOutput(ModelOutput):
             Scores before softmax, at the size of `pixel_values`.
         vision_hidden_states (`tuple` of four `torch.FloatTensor` of shape `(batch_size, channels, height, width)`):
             The encoder's maps, finest first; what distillation acts on.
-        text_hidden_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, text_hidden_size)`, *optional*):
+        text_hidden_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, text_hidden_size)`):
             The text encoder's states, or `text_embeds` as given; `None` where the whole batch came without text.
     """
 

@@ -83,8 +83,8 @@ def _mobilenet_v2_features(backbone, pixel_values):
 def _trim_mobilenet_v2(backbone):
     if backbone.config.output_stride < 16:
         raise ValueError(
-            f"a mobilenet_v2 encoder needs maps down to 1/16, but its output_stride is {backbone.config.output_stride}: "
-            "set it to 16 or 32."
+            "a mobilenet_v2 encoder needs maps down to 1/16, but its output_stride is "
+            f"{backbone.config.output_stride}: set it to 16 or 32."
         )
     layers = list(backbone.layer)
     downsampling = [i for i, layer in enumerate(layers) if layer.conv_3x3.convolution.stride[0] == 2]

@@ -1,0 +1,300 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The model as its users rely on it: any batch and size, text or none, gradients where they belong, exact saving."""
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers import AutoModel, BertConfig, ConvNextConfig, MobileNetV2Config, ResNetConfig
+
+from modeling_tamiseg import (
+    SemanticDistiller,
+    TAMISegConfig,
+    TAMISegForConsistencyPretraining,
+    TAMISegForImageSegmentation,
+)
+
+
+TEXT = {
+    "model_type": "bert",
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+}
+RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [16, 24, 32], "depths": [1, 1, 1]}
+MOBILENET = {"model_type": "mobilenet_v2", "depth_multiplier": 0.35, "output_stride": 16, "tf_padding": False}
+CONVNEXT = {
+    "model_type": "convnext",
+    "hidden_sizes": [8, 16, 24, 32],
+    "depths": [1, 1, 1, 1],
+    "out_indices": [1, 2, 3, 4],
+}
+
+
+def tiny_config(vision=RESNET, **kwargs) -> TAMISegConfig:
+    return TAMISegConfig(**{"vision_config": vision, "text_config": TEXT, "hidden_size": 16, **kwargs})
+
+
+def tiny_model(**kwargs) -> TAMISegForImageSegmentation:
+    torch.manual_seed(0)
+    return TAMISegForImageSegmentation(tiny_config(**kwargs)).eval()
+
+
+def sentences(batch_size=3, length=6):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(1, 50, (batch_size, length), generator=generator)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"vision": MOBILENET},
+        {"vision": {**MOBILENET, "output_stride": 32}},
+        {"vision": CONVNEXT, "vision_strides": [4, 8, 16, 32]},
+        {"use_multi_scale": False},
+        {"alignment_stride": 2, "project_first": False, "fusion": "full_resolution"},
+        {"num_labels": 4},
+    ],
+    ids=["resnet", "mobilenet16", "mobilenet32", "convnext", "no multi-scale", "reference fusion", "four classes"],
+)
+def test_forward_and_backward_reach_every_trainable_parameter(kwargs):
+    model = tiny_model(**kwargs).train()
+    labels = torch.randint(0, model.config.num_labels, (2, 64, 96))
+    output = model(torch.randn(2, 3, 64, 96), input_ids=sentences(2), labels=labels)
+    output.loss.backward()
+    assert output.logits.shape == (2, model.config.num_labels, 64, 96)
+    assert len(output.vision_hidden_states) == 4
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
+def test_reference_preset_keeps_the_papers_widths():
+    config = TAMISegConfig.reference(text_config=TEXT)
+    assert (config.hidden_size, config.num_attention_heads, config.attention_head_dim) == (768, 8, 64)
+    assert (config.fusion, config.alignment_stride, config.project_first) == ("full_resolution", 2, False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(33, 47), (64, 64), (70, 90)])
+def test_batch_with_long_short_and_no_text_equals_single_rows(size):
+    model = tiny_model()
+    pixel_values, input_ids = torch.randn(3, 3, *size), sentences()
+    attention_mask = torch.tensor([[1] * 6, [0] * 6, [1, 1, 1, 0, 0, 0]])
+    together = model(pixel_values, input_ids, attention_mask).logits
+    assert together.shape[-2:] == size
+    for row, length in enumerate((6, 0, 3)):
+        text = {"input_ids": input_ids[row : row + 1, :length]} if length else {}
+        alone = model(pixel_values[row : row + 1], **text).logits
+        torch.testing.assert_close(together[row], alone[0], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_sentence_changes_the_answer_and_its_padding_does_not():
+    model = tiny_model()
+    pixel_values, input_ids = torch.randn(1, 3, 64, 64), sentences(1)
+    plain = model(pixel_values, input_ids).logits
+    padded = model(pixel_values, torch.cat([input_ids, input_ids], 1), torch.tensor([[1] * 6 + [0] * 6])).logits
+    other = model(pixel_values, input_ids.flip(1)).logits
+    torch.testing.assert_close(plain, padded, atol=1e-5, rtol=0)
+    assert (plain - other).abs().max() > 1e-4
+    assert (plain - model(pixel_values).logits).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_words_can_bind_to_places():
+    """On a picture of one colour, only the position code can tell left from right."""
+    model = tiny_model()
+    maps = [torch.zeros(1, 16, 4, 4)]
+    aligned = model.alignment(maps, torch.randn(1, 5, 16), torch.ones(1, 5))[0]
+    assert (aligned[..., 0] - aligned[..., -1]).abs().max() > 1e-5
+
+
+def test_kept_text_states_give_the_same_logits():
+    model, pixel_values, input_ids = tiny_model(), torch.randn(2, 3, 64, 64), sentences(2)
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    states = model.get_text_features(input_ids, mask)
+    by_ids = model(pixel_values, input_ids, mask).logits
+    torch.testing.assert_close(model(pixel_values, text_embeds=states, attention_mask=mask).logits, by_ids)
+    with pytest.raises(ValueError, match="not both"):
+        model(pixel_values, input_ids, text_embeds=states)
+    with pytest.raises(ValueError, match="2 pictures, but 1 rows"):
+        model(pixel_values, input_ids[:1])
+
+
+def test_frozen_parts_hold_still():
+    model = tiny_model(freeze_vision_encoder=True, vision=MOBILENET).train()
+    before = {k: v.clone() for k, v in model.state_dict().items() if k.startswith(("vision_encoder", "text_encoder"))}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(torch.randn(2, 3, 64, 64), sentences(2), labels=torch.ones(2, 64, 64, dtype=torch.long)).loss.backward()
+    optimizer.step()
+    after = model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())  # weights and BatchNorm statistics
+    assert not any(m.training for m in model.text_encoder.modules())
+
+
+def test_running_statistics_of_mobilenet_average_over_batches():
+    model = tiny_model(vision=MOBILENET)
+    norms = [m for m in model.vision_encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms and {m.momentum for m in norms} == {0.1}
+
+
+def test_save_and_load_exact(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert type(loaded) is TAMISegForImageSegmentation
+    pixel_values, input_ids = torch.randn(1, 3, 48, 48), sentences(1)
+    assert torch.equal(model(pixel_values, input_ids).logits, loaded(pixel_values, input_ids).logits)
+    assert not any("teacher" in key or "projector" in key for key in loaded.state_dict())
+
+
+def test_pretrained_encoders_arrive_unchanged(tmp_path):
+    vision = AutoModel.from_config(ResNetConfig(embedding_size=8, hidden_sizes=[16, 24, 32, 40], depths=[1, 1, 1, 1]))
+    text = AutoModel.from_config(BertConfig(**{k: v for k, v in TEXT.items() if k != "model_type"}))
+    vision.save_pretrained(tmp_path / "vision")
+    text.save_pretrained(tmp_path / "text")
+    model = TAMISegForImageSegmentation.from_vision_text_pretrained(
+        str(tmp_path / "vision"), str(tmp_path / "text"), hidden_size=16
+    )
+    state = model.state_dict()
+    for prefix, source in (("vision_encoder.backbone.", vision), ("text_encoder.model.", text)):
+        ours = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        assert ours and all(torch.equal(v, source.state_dict()[k]) for k, v in ours.items())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [MobileNetV2Config(depth_multiplier=0.35), ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])],
+    ids=["mobilenet", "convnext"],
+)
+def test_other_encoders_from_folders(tmp_path, config):
+    AutoModel.from_config(config).save_pretrained(tmp_path / "vision")
+    AutoModel.from_config(BertConfig(**{k: v for k, v in TEXT.items() if k != "model_type"})).save_pretrained(
+        tmp_path / "text"
+    )
+    model = TAMISegForImageSegmentation.from_vision_text_pretrained(
+        str(tmp_path / "vision"), str(tmp_path / "text"), hidden_size=16
+    )
+    assert model(torch.randn(1, 3, 64, 64), sentences(1)).logits.shape == (1, 2, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"hidden_size": 18}, "multiple of 4"),
+        ({"vision_strides": [2, 4, 8]}, "four strides"),
+        ({"alignment_stride": 3}, "alignment_stride"),
+        ({"num_labels": 1}, "background counts"),
+        ({"vision": {"hidden_sizes": [8]}}, "model_type"),
+    ],
+)
+def test_impossible_choices_are_refused_with_the_repair(kwargs, sentence):
+    # transformers wraps what a validator says into an error class of its own.
+    with pytest.raises((ValueError, StrictDataclassClassValidationError), match=sentence):
+        tiny_config(**kwargs)
+
+
+def test_wrong_strides_are_refused():
+    with pytest.raises(ValueError, match="set vision_strides"):
+        tiny_model(vision=CONVNEXT)(torch.randn(1, 3, 64, 64))
+
+
+# Stage 1
+
+
+def test_stage_one_gives_its_encoder_to_stage_two(tmp_path):
+    torch.manual_seed(3)
+    stage_one = TAMISegForConsistencyPretraining(tiny_config())
+    stage_one.save_pretrained(tmp_path)
+    stage_two = TAMISegForImageSegmentation.from_pretrained(tmp_path)
+    for key, value in stage_one.vision_encoder.state_dict().items():
+        assert torch.equal(stage_two.vision_encoder.state_dict()[key], value), key
+
+
+def test_consistency_compares_aligned_maps():
+    """A perturbation that only moves the picture leaves no inconsistency, if the maps are aligned before comparing."""
+    torch.manual_seed(0)
+    model = TAMISegForConsistencyPretraining(tiny_config(cross_entropy_weight=0.0, dice_weight=0.0)).eval()
+    flip = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]])
+    for module in model.modules():  # a network of 1x1 kernels follows a flip exactly
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data[:] = (module.weight + module.weight.flip(-1)).data / 2
+    # Strided convolutions see the flipped grid shifted, so the picture is constant along the flipped axis in blocks.
+    pixel_values = torch.randn(1, 3, 64, 1).expand(1, 3, 64, 64).contiguous()
+    labels = torch.zeros(1, 64, 64, dtype=torch.long)
+    output = model(pixel_values, pixel_values.flip(-1), flip, labels)
+    alike = (output.logits.flip(-1).argmax(1) == output.perturbed_logits.argmax(1)).float().mean()
+    assert alike > 0.9
+    assert output.consistency_loss.isfinite() and output.segmentation_loss == 0
+    unweighted = TAMISegForConsistencyPretraining(tiny_config(consistency_weight=0.0))
+    assert unweighted(pixel_values, pixel_values, flip, labels).consistency_loss is None
+
+
+# Distillation
+
+
+def distiller(model):
+    torch.manual_seed(5)
+    teacher = AutoModel.from_config(
+        teacher_config or ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    )
+    return SemanticDistiller(teacher, model.vision_encoder.channels, (64, 64), projector_size=16)
+
+
+def step(weight: float) -> dict[str, torch.Tensor]:
+    model = tiny_model().train()
+    teaching = distiller(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.manual_seed(7)
+    pixel_values, labels = torch.randn(2, 3, 64, 64), torch.randint(0, 2, (2, 64, 64))
+    output = model(pixel_values, sentences(2), labels=labels)
+    loss = output.loss + (weight * teaching(output.vision_hidden_states, pixel_values) if weight else 0)
+    loss.backward()
+    optimizer.step()
+    return {k: v.detach() for k, v in model.named_parameters() if k.startswith("vision_encoder")}
+
+
+def test_distillation_reaches_every_stage_of_the_encoder_and_only_it():
+    model = tiny_model().train()
+    teaching = distiller(model)
+    pixel_values = torch.randn(2, 3, 64, 64)
+    teaching(model(pixel_values).vision_hidden_states, pixel_values).backward()
+    backbone = model.vision_encoder.backbone
+    for stage in (backbone.embedder, *backbone.encoder.stages):
+        norm = sum(p.grad.norm() ** 2 for p in stage.parameters()) ** 0.5
+        assert norm > 0
+    assert all(p.grad is None for p in model.decoder.parameters())
+    assert all(p.grad is None for p in teaching.teacher.parameters())
+    assert not teaching.train().teacher.training
+
+
+def test_distillation_changes_the_step_and_weight_zero_does_not():
+    with_half, without, again = step(0.5), step(0.0), step(0.0)
+    assert all(torch.equal(without[k], again[k]) for k in without)
+    assert any(not torch.equal(with_half[k], without[k]) for k in without)
+
+
+@pytest.mark.parametrize("kind", ["dinov3_vit", "dinov3_convnext", "vit", "mobilenet_v2"])
+def test_teachers_of_every_kind_give_their_grid(kind):
+    from transformers import DINOv3ConvNextConfig, DINOv3ViTConfig, ViTConfig
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config, grid = {
+        "dinov3_vit": (DINOv3ViTConfig(**small, patch_size=16, num_register_tokens=4, image_size=96), (6, 4)),
+        "dinov3_convnext": (DINOv3ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1]), (3, 2)),
+        "vit": (ViTConfig(**small, patch_size=8, image_size=(96, 64)), (12, 8)),
+        "mobilenet_v2": (MobileNetV2Config(depth_multiplier=0.35), (3, 2)),
+    }[kind]
+    model = tiny_model()
+    teaching = SemanticDistiller(
+        AutoModel.from_config(config), model.vision_encoder.channels, (96, 64), projector_size=8
+    )
+    assert teaching.grid == grid
+    pixel_values = torch.randn(2, 3, 64, 64)
+    assert teaching.teacher_tokens(pixel_values).shape[1] == grid[0] * grid[1]
+    loss = teaching(model(pixel_values).vision_hidden_states, pixel_values)
+    assert -1 <= loss <= 1
