@@ -27,7 +27,8 @@ quality: $(READY)
 clean:
 	rm -rf .venv runs build *.egg-info
 
-# torch first, by itself and from its CPU builds where the machine has no GPU driver: the plain wheel brings gigabytes.
+# torch first and by itself, in the one version that constraints.txt names: whatever build pip finds of it, the rest
+# then accepts. For a CPU-only build, set PIP_EXTRA_INDEX_URL to torch's CPU index before the first make.
 $(READY): setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -29,6 +29,7 @@ import transformers
 import yaml
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import set_seed
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertConfig, BertModel, HfArgumentParser, ResNetConfig, get_scheduler
@@ -86,6 +87,18 @@ class Arguments:
     cpu: bool = field(default=False, metadata={"help": "stay on the CPU"})
     seed: int = field(default=0, metadata={"help": "of weights, order, augmentation and dropout"})
     resume: str | None = field(default=None, metadata={"help": "auto (from last/, if there) or a folder of state"})
+
+    def __post_init__(self):
+        for name in ("image_size", "epochs", "batch_size", "max_train_samples", "max_eval_samples", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: give at least 1.")
+        if not 0 <= self.prompt_dropout <= 1:
+            raise ValueError(f"prompt_dropout is a probability: give a number from 0 to 1, not {self.prompt_dropout}.")
+        try:
+            json.loads(self.model_config)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"model_config is no JSON ({error}): write it as '{{\"hidden_size\": 96}}'.") from error
 
 
 def parse_arguments(argv=None) -> Arguments:
@@ -474,7 +487,10 @@ def save(model, processor, folder: Path) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
-        # An error of a data worker arrives with its traceback as text: the sentence is its last line.
-        print("train_hf.py: " + str(error).strip().splitlines()[-1].removeprefix("ValueError: "), file=sys.stderr)
+    except (ValueError, OSError, StrictDataclassClassValidationError) as error:
+        # An error of a data worker, or of a config's validation, arrives wrapped: the sentence is its last line.
+        words = str(error).strip()
+        if "Traceback" in words or isinstance(error, StrictDataclassClassValidationError):
+            words = words.splitlines()[-1].strip().removeprefix("ValueError: ")
+        print("train_hf.py: " + " ".join(words.split()), file=sys.stderr)
         sys.exit(2)

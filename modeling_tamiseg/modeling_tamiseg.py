@@ -6,6 +6,8 @@ Start reading here. The paper's figure is [`TAMISegForImageSegmentation.forward`
 text encoder -> words, decoder (multi-scale module, alignment with the words, fusion) -> logits.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -286,7 +288,7 @@ class ConsistencyHead(nn.Module):
 def load_vision_model(name_or_path: str) -> tuple[PreTrainedModel, list[int]]:
     """A pretrained image encoder and the strides of its four maps, from a Hub id or folder: ResNet, MobileNetV2, any
     model that `AutoBackbone` serves, or the vision encoder of a TAMISeg checkpoint of either stage."""
-    config = AutoConfig.from_pretrained(name_or_path)
+    config = _read_config(name_or_path)
     if config.model_type == "tamiseg":
         model = TAMISegForConsistencyPretraining.from_pretrained(name_or_path)
         return model.vision_encoder.backbone, model.config.vision_strides
@@ -308,8 +310,14 @@ def load_vision_model(name_or_path: str) -> tuple[PreTrainedModel, list[int]]:
 
 def load_text_model(name_or_path: str) -> PreTrainedModel:
     """A pretrained text encoder without a pooler, from a Hub id or folder."""
-    config = AutoConfig.from_pretrained(name_or_path)
+    config = _read_config(name_or_path)
     return AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **without_pooler(config))
+
+
+def _read_config(name_or_path: str):
+    if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
+        raise ValueError(f"'{name_or_path}' holds no config.json: give the folder of a saved model, or a Hub id.")
+    return AutoConfig.from_pretrained(name_or_path)
 
 
 __all__ = ["TAMISegForConsistencyPretraining", "TAMISegForImageSegmentation", "TAMISegPreTrainedModel"]

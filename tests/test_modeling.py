@@ -239,9 +239,7 @@ def test_consistency_compares_aligned_maps():
 
 def distiller(model):
     torch.manual_seed(5)
-    teacher = AutoModel.from_config(
-        teacher_config or ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
-    )
+    teacher = AutoModel.from_config(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]))
     return SemanticDistiller(teacher, model.vision_encoder.channels, (64, 64), projector_size=16)
 
 

@@ -1,0 +1,94 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`tamiseg predict`: a mask of the picture's own size, and one sentence with exit code 2 for whatever is wrong."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling_tamiseg import TAMISegForImageSegmentation
+from processing import TAMISegImageProcessor, TAMISegProcessor
+from processing.command_line import main
+from tests.test_modeling import tiny_config
+from tests.test_processing import make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    TAMISegForImageSegmentation(tiny_config()).save_pretrained(folder)
+    processor = TAMISegProcessor(TAMISegImageProcessor(size={"height": 64, "width": 64}), make_tokenizer())
+    processor.tokenizer.model_max_length = 16
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.effect_noise((47, 33), 60).save(path)
+    return path
+
+
+@pytest.mark.parametrize("text", [[], ["--text", "left lung"]], ids=["without text", "with text"])
+def test_writes_mask_and_overlay(model, picture, tmp_path, text, capsys):
+    mask, overlay = tmp_path / "mask.png", tmp_path / "overlay.png"
+    words = ["predict", str(picture), "--model", str(model), "--output", str(mask), "--overlay", str(overlay), *text]
+    assert main(words) == 0
+    written = Image.open(mask)
+    assert written.mode == "L" and written.size == (47, 33)
+    assert set(np.unique(written)) <= {0, 255}
+    assert Image.open(overlay).size == (47, 33)
+    assert "mask" in capsys.readouterr().out
+
+
+def test_threshold_rules_the_area(model, picture, tmp_path):
+    areas = []
+    for threshold in ("0", "0.5", "1"):
+        mask = tmp_path / f"{threshold}.png"
+        assert (
+            main(["predict", str(picture), "--model", str(model), "--output", str(mask), "--threshold", threshold])
+            == 0
+        )
+        areas.append((np.asarray(Image.open(mask)) > 0).sum())
+    assert areas[0] == 47 * 33 and areas[0] >= areas[1] >= areas[2]
+
+
+def bad_calls(model, picture, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(picture.read_bytes()[:60])
+    words = tmp_path / "words.png"
+    words.write_text("not a picture")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    headless = tmp_path / "headless"
+    headless.mkdir()
+    for file in ("config.json", "processor_config.json"):
+        (headless / file).write_bytes((model / file).read_bytes())
+    good = {"image": picture, "--model": model, "--output": tmp_path / "m.png"}
+    return [
+        (good | {"image": tmp_path / "none.png"}, "there is no picture"),
+        (good | {"image": broken}, "broken.png"),
+        (good | {"image": words}, "words.png"),
+        (good | {"--model": empty}, "holds no config"),
+        (good | {"--model": headless}, "holds no weights"),
+        (good | {"--model": tmp_path / "nowhere"}, "no model folder"),
+        (good | {"--output": tmp_path / "no" / "m.png"}, "does not exist"),
+        (good | {"--threshold": "7"}, "from 0 to 1"),
+        (good | {"--text": "left lung " * 20}, "shorten it"),
+    ]
+
+
+@pytest.mark.parametrize("case", range(9))
+def test_bad_input_gets_one_sentence(model, picture, tmp_path, capsys, case):
+    call, sentence = bad_calls(model, picture, tmp_path)[case]
+    argv = ["predict", str(call.pop("image"))]
+    for flag, value in call.items():
+        argv += [flag, str(value)]
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    line = [text for text in said.splitlines() if text.startswith("tamiseg:")]
+    assert len(line) == 1 and sentence in line[0]
+    assert "Traceback" not in said

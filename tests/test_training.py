@@ -1,0 +1,150 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Both stages on a handful of drawn rows: what is written, what is repeatable, what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import train_hf
+from train_hf import main, parse_arguments, text_arms
+
+
+SMALL = ["--dataset", "builtin", "--image_size", "32", "--batch_size", "4", "--cpu", "true",
+         "--max_train_samples", "10", "--max_eval_samples", "6", "--projector_size", "16",
+         "--freeze_text_encoder", "false"]  # fmt: skip
+
+
+def train(folder, *words):
+    return main(["--output_dir", str(folder), *SMALL, *words])
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain")
+    train(folder, "--stage", "pretrain", "--epochs", "2")
+    return folder
+
+
+def test_both_stages_leave_a_folder_that_loads(pretrained, tmp_path):
+    from transformers import AutoModel, AutoProcessor
+
+    result = train(
+        tmp_path, "--stage", "finetune", "--epochs", "2", "--vision_model", str(pretrained / "best"),
+        "--teacher", str(pretrained_teacher(tmp_path)),
+    )  # fmt: skip
+    assert set(result["scores"]) == {"full_text", "no_text", "shuffled_text"}
+    for scores in result["scores"].values():
+        assert 0 <= scores["dice_per_image"] <= 1 and scores["num_images"] == 6
+        d = scores["dice_global"]
+        assert scores["iou_global"] == pytest.approx(d / (2 - d))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[0]["step"] == 3  # 10 rows in steps of 4: every row is visited
+    assert -1 <= lines[0]["train_distillation"] <= 1
+    model = AutoModel.from_pretrained(tmp_path / "best")
+    assert not any("teacher" in key or "projector" in key for key in model.state_dict())
+    assert AutoProcessor.from_pretrained(tmp_path / "best").image_processor.size["height"] == 32
+    for name in ("config.yaml", "result.json", "last"):
+        assert (tmp_path / name).exists()
+
+
+def pretrained_teacher(folder):
+    from transformers import AutoModel, ResNetConfig
+
+    teacher = AutoModel.from_config(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]))
+    teacher.save_pretrained(folder / "teacher")
+    return folder / "teacher"
+
+
+def weights(folder):
+    return load_file(folder / "last" / "model.safetensors")
+
+
+def test_same_seed_twice_and_resumed_gives_the_same_weights(tmp_path, monkeypatch):
+    words = ("--stage", "finetune", "--epochs", "3")
+    train(tmp_path / "a", *words)
+    train(tmp_path / "b", *words)
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all((first[key] == second[key]).all() for key in first)
+    # Broken off in the third evaluation, and gone on with from the second epoch's state.
+    evaluations = []
+
+    def evaluate_twice(*arguments):
+        evaluations.append(1)
+        if len(evaluations) == 3:
+            raise InterruptedError
+        return evaluate_twice.original(*arguments)
+
+    evaluate_twice.original = train_hf.evaluate
+    monkeypatch.setattr(train_hf, "evaluate", evaluate_twice)
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "c", *words)
+    monkeypatch.undo()
+    train(tmp_path / "c", *words, "--resume", "auto")
+    resumed = weights(tmp_path / "c")
+    assert all((first[key] == resumed[key]).all() for key in first)
+
+
+def test_two_processes_evaluate_every_row_once(tmp_path):
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517",
+               str(root / "train_hf.py"), "--stage", "finetune", "--output_dir", str(tmp_path), *SMALL,
+               "--max_steps", "2", "--prompt_dropout", "1"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment, cwd=root)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "2 process(es)" in run.stdout
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert all(scores["num_images"] == 6 for scores in result["scores"].values())
+
+
+def test_arms_never_keep_a_rows_own_sentence():
+    arms = text_arms([f"sentence {i}" for i in range(20)], seed=0)
+    assert sorted(arms["shuffled_text"]) == sorted(arms["full_text"])
+    assert all(a != b for a, b in zip(arms["shuffled_text"], arms["full_text"], strict=True))
+    assert arms["no_text"] == [None] * 20
+
+
+def test_flag_beats_file_beats_default(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("epochs: 7\nlearning_rate: 3.0e-4\nstage: pretrain\n")
+    words = ["--config", str(path), "--output_dir", "x"]
+    assert parse_arguments(words).epochs == 7 and parse_arguments(words).stage == "pretrain"
+    assert parse_arguments(words).learning_rate == pytest.approx(3e-4)
+    assert parse_arguments([*words, "--epochs", "2"]).epochs == 2
+    path.write_text("epoch: 7\n")
+    with pytest.raises(ValueError, match="unknown fields"):
+        parse_arguments(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--dataset", "EMPTY"], "EMPTY"),
+        (["--config", "none.yaml"], "none.yaml"),
+        (["--model_config", "{hidden"], "model_config"),
+        (["--model_config", '{"hidden_size": 18}'], "multiple of 4"),
+        (["--image_size", "0"], "image_size"),
+        (["--vision_model", "EMPTY"], "EMPTY"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence(tmp_path, words, sentence):
+    empty = tmp_path / "EMPTY"
+    empty.mkdir()
+    words = [str(empty) if word == "EMPTY" else word for word in words]
+    root = Path(__file__).parent.parent
+    command = [sys.executable, str(root / "train_hf.py"), "--stage", "finetune", "--output_dir", str(tmp_path)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [*command, *words], capture_output=True, text=True, timeout=100, env=environment, cwd=tmp_path
+    )
+    assert run.returncode == 2, run.stderr
+    assert "Traceback" not in run.stderr
+    said = [line for line in run.stderr.splitlines() if line.startswith("train_hf.py:")]
+    assert len(said) == 1 and sentence in said[0], run.stderr
