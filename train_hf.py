@@ -342,6 +342,8 @@ def main(argv=None) -> dict:
 
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
+        if not state["step"]:
+            (output / "metrics.jsonl").unlink(missing_ok=True)
         (output / "config.yaml").write_text(yaml.safe_dump(asdict(arguments), sort_keys=False))
     say(
         f"{len(train_rows)} training rows, {len(eval_rows)} validation rows, {total_steps} steps of "

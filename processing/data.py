@@ -39,7 +39,7 @@ def load_rows(source: str, split: str, *, max_rows: int | None = None, seed: int
             - `<split>/metadata.jsonl`, one line {"image_file_name", "mask_file_name", "prompt", "name", "patient_id"}
               per row, of which the first two are compulsory (`file_name` also names the image), beside the pictures.
         split: for example "train", "validation" or "test"; "valid", "val" and "dev" also mean "validation".
-        max_rows: keep a random subset of that many rows.
+        max_rows: keep a random subset of that many rows (of the built-in sample, the first: whole pictures).
         seed: of that subset, and of the pictures of the built-in sample.
 
     Returns:

@@ -215,23 +215,37 @@ def test_stage_one_gives_its_encoder_to_stage_two(tmp_path):
         assert torch.equal(stage_two.vision_encoder.state_dict()[key], value), key
 
 
-def test_consistency_compares_aligned_maps():
-    """A perturbation that only moves the picture leaves no inconsistency, if the maps are aligned before comparing."""
+def disc(x: float, y: float) -> torch.Tensor:
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(96), indexing="ij")
+    return ((rows - y) ** 2 + (columns - x) ** 2 < 100).long()[None]
+
+
+def test_labels_and_logits_of_the_clean_view_follow_the_geometry():
+    """A shift by an eighth of the width: the disc lies 12 pixels further left, and what came in counts for nothing."""
+    model = TAMISegForConsistencyPretraining(tiny_config())
+    affine = torch.tensor([[[1.0, 0, 0.25], [0, 1, 0]]])
+    labels = disc(48, 32)
+    logits = 8.0 * torch.nn.functional.one_hot(labels, 2).movedim(-1, 1).float()
+    aligned_logits, aligned_labels, valid = model._follow(affine, logits, labels)
+    assert torch.equal(aligned_labels[..., :84], disc(36, 32)[..., :84])
+    assert (aligned_labels[..., 84:] == model.config.semantic_loss_ignore_index).all()
+    assert torch.equal(aligned_logits.argmax(1)[valid], disc(36, 32)[valid])
+    assert valid[..., :84].all() and not valid[..., 84:].any()
+    still = model._follow(None, logits, labels)
+    assert torch.equal(still[0], logits) and torch.equal(still[1], labels) and still[2].all()
+
+
+def test_stage_one_loss_is_the_sum_of_its_parts():
     torch.manual_seed(0)
-    model = TAMISegForConsistencyPretraining(tiny_config(cross_entropy_weight=0.0, dice_weight=0.0)).eval()
-    flip = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]])
-    for module in model.modules():  # a network of 1x1 kernels follows a flip exactly
-        if isinstance(module, torch.nn.Conv2d):
-            module.weight.data[:] = (module.weight + module.weight.flip(-1)).data / 2
-    # Strided convolutions see the flipped grid shifted, so the picture is constant along the flipped axis in blocks.
-    pixel_values = torch.randn(1, 3, 64, 1).expand(1, 3, 64, 64).contiguous()
-    labels = torch.zeros(1, 64, 64, dtype=torch.long)
-    output = model(pixel_values, pixel_values.flip(-1), flip, labels)
-    alike = (output.logits.flip(-1).argmax(1) == output.perturbed_logits.argmax(1)).float().mean()
-    assert alike > 0.9
-    assert output.consistency_loss.isfinite() and output.segmentation_loss == 0
-    unweighted = TAMISegForConsistencyPretraining(tiny_config(consistency_weight=0.0))
-    assert unweighted(pixel_values, pixel_values, flip, labels).consistency_loss is None
+    views, labels = torch.randn(2, 2, 3, 64, 64), torch.randint(0, 2, (2, 64, 64))
+    affine = torch.eye(2, 3).expand(2, 2, 3)
+    model = TAMISegForConsistencyPretraining(tiny_config(consistency_weight=0.7)).train()
+    output = model(views[0], views[1], affine, labels)
+    torch.testing.assert_close(output.loss, output.segmentation_loss + 0.7 * output.consistency_loss)
+    output.loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    switched_off = TAMISegForConsistencyPretraining(tiny_config(consistency_weight=0.0))
+    assert switched_off(views[0], views[1], affine, labels).consistency_loss is None
 
 
 # Distillation

@@ -15,6 +15,7 @@ from modeling_tamiseg import TAMISegConfig, TAMISegForImageSegmentation
 from processing.image_processing_tamiseg import TAMISegImageProcessor
 from processing.pipeline_tamiseg import TAMISegPipeline
 from processing.processing_tamiseg import TAMISegProcessor
+from tests.test_modeling import tiny_model
 
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] the large bright lesion upper left right".split()
@@ -176,3 +177,15 @@ def test_long_sentence_is_cut_with_one_warning(pipe):
         pipe([image()] * 2, text="the large lesion " * 20, batch_size=2)
     (message,) = [str(w.message) for w in caught if "tokens were cut" in str(w.message)]
     assert "2 of 2" in message
+
+
+@torch.no_grad()
+def test_pictures_of_different_sizes_with_long_short_and_no_sentence_equal_single_runs(pipe):
+    pictures = [image(0, 30, 44), image(1, 64, 20), image(2, 51, 51)]
+    sentences = ["the large bright lesion upper left", "", "right"]
+    processor, model = pipe.processor, tiny_model()  # as initialised: the pipe's is made to exaggerate
+    together = model(**processor(images=pictures, text=sentences, return_tensors="pt")).logits
+    for row, (picture, sentence) in enumerate(zip(pictures, sentences, strict=True)):
+        alone = model(**processor(images=picture, text=sentence, return_tensors="pt")).logits
+        torch.testing.assert_close(together[row], alone[0], atol=1e-4, rtol=0)
+    assert (together[0] - together[2]).abs().max() > 1e-3

@@ -47,6 +47,9 @@ def test_both_stages_leave_a_folder_that_loads(pretrained, tmp_path):
     assert [line["epoch"] for line in lines] == [1, 2]
     assert lines[0]["step"] == 3  # 10 rows in steps of 4: every row is visited
     assert -1 <= lines[0]["train_distillation"] <= 1
+    assert lines[-1]["learning_rate"] == pytest.approx(0, abs=1e-12)  # the plan ends with the last step
+    best = max(line["validation_dice_per_image"] for line in lines)  # validation selects
+    assert result["scores"]["full_text"]["dice_per_image"] == pytest.approx(best)
     model = AutoModel.from_pretrained(tmp_path / "best")
     assert not any("teacher" in key or "projector" in key for key in model.state_dict())
     assert AutoProcessor.from_pretrained(tmp_path / "best").image_processor.size["height"] == 32
