@@ -102,9 +102,11 @@ class TextCrossAttention(nn.Module):
             What is to be added to `tokens`, of the same shape.
         """
         scores, values = self.sentence_matrices(words)
-        attention = torch.matmul(self.norm(tokens) + positions, scores).unflatten(-1, (self.heads, -1))
-        attention = attention.masked_fill(~mask[:, None, None, :], torch.finfo(attention.dtype).min).softmax(dim=-1)
-        return torch.matmul(attention.flatten(2), values) + self.output.bias
+        unread = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, torch.finfo(scores.dtype).min)
+        unread = unread.repeat(1, self.heads)[:, None]  # (batch, 1, heads * words), added while multiplying
+        attention = torch.baddbmm(unread, self.norm(tokens) + positions, scores)
+        attention = attention.unflatten(-1, (self.heads, -1)).softmax(dim=-1)
+        return torch.baddbmm(self.output.bias, attention.flatten(2), values)
 
     def sentence_matrices(self, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`(batch, words, width)` to A `(batch, width, heads * words)` and B `(batch, heads * words, width)`."""

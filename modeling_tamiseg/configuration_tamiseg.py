@@ -35,9 +35,9 @@ class TAMISegConfig(PreTrainedConfig):
             Width of one head.
         intermediate_size (`int`, *optional*, defaults to 128):
             Width of the feed-forward layer that follows the attentions.
-        alignment_stride (`int`, *optional*, defaults to 4):
-            Maps finer than this are averaged down to it before they meet the text. 2 (the paper) costs four times
-            the pixel tokens.
+        alignment_stride (`int`, *optional*, defaults to 8):
+            Maps finer than this are averaged down to it before they meet the text; the fusion adds their details
+            again. 4 and 2 (the paper) cost three and eleven times the pixel tokens.
         use_multi_scale (`bool`, *optional*, defaults to `True`):
             Whether each scale passes the dilated multi-scale module, or only its projection (an ablation).
         project_first (`bool`, *optional*, defaults to `True`):
@@ -80,7 +80,7 @@ class TAMISegConfig(PreTrainedConfig):
     num_attention_heads: int = 4
     attention_head_dim: int = 16
     intermediate_size: int = 128
-    alignment_stride: int = 4
+    alignment_stride: int = 8
     use_multi_scale: bool = True
     project_first: bool = True
     dilations: list[int] | tuple[int, ...] = (6, 12, 18)

@@ -8,7 +8,10 @@ from torch import nn
 
 
 class ScaleAdaptiveDecoder(nn.Module):
-    """Multi-scale module per scale -> text-image alignment (given by the caller) -> fusion into logits (paper).
+    """Multi-scale module per scale -> text-image alignment (in between, by the caller) -> fusion into logits (paper).
+
+    Its two halves are called one after the other: what the first gives depends on the picture alone, so it is made
+    once per picture, however many sentences ask about it.
 
     Args:
         config (`TAMISegConfig`): widths, strides and the kind of fusion are read.
@@ -22,19 +25,16 @@ class ScaleAdaptiveDecoder(nn.Module):
         fusion = {"low_resolution": LowResolutionFusion, "full_resolution": FullResolutionFusion}[config.fusion]
         self.fusion = fusion(config, channels)
 
-    def forward(self, feature_maps: tuple[torch.Tensor, ...], align, size: tuple[int, int]) -> torch.Tensor:
-        """
-        Args:
-            feature_maps: the encoder's four maps, finest first.
-            align: maps of `(batch_size, hidden_size, height, width)` to maps of the same shapes, with the text read.
-            size: height and width of the logits.
-
-        Returns:
-            Logits `(batch_size, num_labels, *size)`.
-        """
+    def read_image(self, feature_maps: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The encoder's four maps, finest first, to four maps `(batch_size, hidden_size, height, width)` for the
+        alignment, none finer than `alignment_stride`, and to the details that the fusion adds again."""
         pooled = [F.avg_pool2d(m, pool) if pool > 1 else m for m, pool in zip(feature_maps, self.pools, strict=True)]
-        aligned = align([scale(m) for scale, m in zip(self.scales, pooled, strict=True)])
-        return self.fusion(aligned, feature_maps[0], size)
+        scales = [scale(m) for scale, m in zip(self.scales, pooled, strict=True)]
+        return scales, self.fusion.read_details(feature_maps)
+
+    def forward(self, aligned: list[torch.Tensor], details: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        """Maps that have read the text, and the details, to logits `(batch_size, num_labels, *size)`."""
+        return self.fusion(aligned, details, size)
 
 
 class ScaleProjection(nn.Sequential):
@@ -77,7 +77,7 @@ class MultiScaleModule(nn.Module):
 
 
 class LowResolutionFusion(nn.Module):
-    """Project, upsample, add at the alignment's stride, then one light step up to the finest map.
+    """Project, upsample, add at the alignment's stride, then a light step up to each finer map of the encoder.
 
     A 1x1 convolution commutes with bilinear upsampling, and over a concatenation it is a sum of 1x1 convolutions: so
     this is the concatenation of upsampled maps and its 1x1, at the price of the small ones.
@@ -85,23 +85,45 @@ class LowResolutionFusion(nn.Module):
 
     def __init__(self, config, channels: list[int]):
         super().__init__()
-        width, head = config.hidden_size, config.hidden_size // 2
+        width = config.hidden_size
         self.lateral = nn.ModuleList([nn.Conv2d(width, width, 1, bias=False) for _ in channels])
         self.norm = nn.BatchNorm2d(width)
         self.refine = nn.Sequential(DepthwiseConv(width), ConvBlock(width, width, 1))
-        self.up = nn.Conv2d(width, head, 1, bias=False)
-        self.skip = nn.Conv2d(channels[0], head, 1, bias=False)
-        self.skip_norm = nn.BatchNorm2d(head)
-        self.head = nn.Sequential(DepthwiseConv(head), ConvBlock(head, head, 1))
-        self.classifier = nn.Conv2d(head, config.num_labels, 1)
+        finer = [
+            c for c, stride in zip(channels, config.vision_strides, strict=True) if stride < config.alignment_stride
+        ]
+        # Coarse to fine, half as wide each time: the cost of a step stays about the same.
+        self.steps = nn.ModuleList([StepUp(width >> i, c, width >> (i + 1)) for i, c in enumerate(reversed(finer))])
+        self.classifier = nn.Conv2d(width >> len(finer), config.num_labels, 1)
 
-    def forward(self, aligned: list[torch.Tensor], finest: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Aligned maps and the encoder's finest map to logits `(batch_size, num_labels, *size)`."""
+    def read_details(self, feature_maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        """What the steps add of the encoder's finer maps, coarse to fine."""
+        finer = reversed(feature_maps[: len(self.steps)])
+        return [step.skip(m) for step, m in zip(self.steps, finer, strict=True)]
+
+    def forward(self, aligned: list[torch.Tensor], details: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        """Aligned maps and details to logits `(batch_size, num_labels, *size)`."""
         grid = aligned[0].shape[-2:]
         fused = sum(upsample(lateral(m), grid) for lateral, m in zip(self.lateral, aligned, strict=True))
         fused = self.refine(self.norm(fused).relu())
-        detail = upsample(self.up(fused), finest.shape[-2:]) + self.skip(finest)
-        return upsample(self.classifier(self.head(self.skip_norm(detail).relu())), size)
+        for step, detail in zip(self.steps, details, strict=True):
+            fused = step(fused, detail)
+        return upsample(self.classifier(fused), size)
+
+
+class StepUp(nn.Module):
+    """One step to a finer map: what was fused, upsampled, plus the encoder's detail, mixed."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int):
+        super().__init__()
+        self.up = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.skip = nn.Conv2d(skip_channels, out_channels, 1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.mix = nn.Sequential(DepthwiseConv(out_channels), ConvBlock(out_channels, out_channels, 1))
+
+    def forward(self, fused: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, in_channels, h, w)` and `(batch_size, out_channels, height, width)` to the latter's shape."""
+        return self.mix(self.norm(upsample(self.up(fused), detail.shape[-2:]) + detail).relu())
 
 
 class FullResolutionFusion(nn.Module):
@@ -115,8 +137,12 @@ class FullResolutionFusion(nn.Module):
             nn.Conv2d(64, config.num_labels, 3, padding=1),
         )
 
-    def forward(self, aligned: list[torch.Tensor], finest: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """As in [`LowResolutionFusion`]; the finest map is not needed."""
+    def read_details(self, feature_maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        """None: the aligned maps say it all."""
+        return []
+
+    def forward(self, aligned: list[torch.Tensor], details: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        """As in [`LowResolutionFusion`]."""
         return self.convs(torch.cat([upsample(m, size) for m in aligned], dim=1))
 
 

@@ -174,12 +174,10 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
             if attention_mask is None:
                 attention_mask = torch.ones(text_embeds.shape[:2], dtype=torch.long, device=text_embeds.device)
 
+        scales, details = self.decoder.read_image(vision_hidden_states)
+        aligned = self.alignment(scales, text_embeds, attention_mask)
         padded_size = [side * self.config.vision_strides[0] for side in vision_hidden_states[0].shape[-2:]]
-        logits = self.decoder(
-            vision_hidden_states,
-            align=lambda maps: self.alignment(maps, text_embeds, attention_mask),
-            size=padded_size,
-        )[..., : size[0], : size[1]]
+        logits = self.decoder(aligned, details, padded_size)[..., : size[0], : size[1]]
 
         loss = None
         if labels is not None:
