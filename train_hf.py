@@ -39,6 +39,7 @@ from modeling_tamiseg import (
     TAMISegConfig,
     TAMISegForConsistencyPretraining,
     TAMISegForImageSegmentation,
+    TextCache,
 )
 from modeling_tamiseg.modeling_tamiseg import load_text_model, load_vision_model
 from processing import TAMISegImageProcessor, TAMISegProcessor
@@ -190,38 +191,20 @@ def build_model(arguments: Arguments, processor: TAMISegProcessor):
 
 
 class TextInputs:
-    """Sentences to what the model takes. States of a frozen encoder are kept by sentence: QaTa has 167 of them for
-    5716 pictures."""
+    """Sentences to what the model takes; a frozen encoder reads each sentence once."""
 
     def __init__(self, model, processor, device):
-        self.model, self.processor, self.device = model, processor, device
-        self.kept = {}
+        self.processor, self.device = processor, device
+        self.cache = TextCache(model) if model.text_encoder.frozen else None
 
     def __call__(self, prompts: list[str | None]) -> dict[str, torch.Tensor]:
         # A batch in which all sentences are hidden still passes the text path, with every word masked: each parameter
         # gets its gradient on every process.
-        if not self.model.text_encoder.frozen:
-            batch = self.processor(text=[prompt or "[PAD]" for prompt in prompts], return_tensors="pt")
-            has_text = torch.tensor([prompt is not None for prompt in prompts])
-            batch["attention_mask"] = batch["attention_mask"] * has_text[:, None]
-            return {key: value.to(self.device) for key, value in batch.items()}
-        new = sorted({prompt for prompt in prompts if prompt is not None} - self.kept.keys())
-        for start in range(0, len(new), 64):
-            chunk = new[start : start + 64]
-            batch = self.processor(text=chunk, return_tensors="pt").to(self.device)
-            with torch.no_grad():
-                states = self.model.get_text_features(**batch)
-            for prompt, state, length in zip(chunk, states, batch["attention_mask"].sum(dim=1), strict=True):
-                self.kept[prompt] = state[: int(length)].clone()
-        states = [self.kept[prompt] if prompt is not None else None for prompt in prompts]
-        longest = max([1, *(len(state) for state in states if state is not None)])
-        width = self.model.alignment.text_projection.in_features
-        text_embeds = torch.zeros(len(prompts), longest, width, device=self.device)
-        attention_mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=self.device)
-        for i, state in enumerate(states):
-            if state is not None:
-                text_embeds[i, : len(state)], attention_mask[i, : len(state)] = state, 1
-        return {"text_embeds": text_embeds, "attention_mask": attention_mask}
+        batch = self.processor(text=[prompt or "[PAD]" for prompt in prompts], return_tensors="pt")
+        has_text = torch.tensor([prompt is not None for prompt in prompts])
+        batch["attention_mask"] = batch["attention_mask"] * has_text[:, None]
+        batch = {key: value.to(self.device) for key, value in batch.items()}
+        return batch if self.cache is None else self.cache(**batch)
 
 
 def text_arms(prompts: list[str | None], seed: int) -> dict[str, list[str | None]]:

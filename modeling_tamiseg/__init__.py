@@ -17,6 +17,7 @@ from .modeling_tamiseg import (
     TAMISegPreTrainedModel,
 )
 from .outputs import TAMISegConsistencyPretrainingOutput, TAMISegImageSegmentationOutput
+from .text_encoder import TextCache
 
 
 AutoConfig.register("tamiseg", TAMISegConfig, exist_ok=True)
@@ -34,4 +35,5 @@ __all__ = [
     "TAMISegForImageSegmentation",
     "TAMISegImageSegmentationOutput",
     "TAMISegPreTrainedModel",
+    "TextCache",
 ]

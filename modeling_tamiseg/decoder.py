@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .inference import fold_batch_norm, merge_dilated
+
 
 class ScaleAdaptiveDecoder(nn.Module):
     """Multi-scale module per scale -> text-image alignment (in between, by the caller) -> fusion into logits (paper).
@@ -75,6 +77,10 @@ class MultiScaleModule(nn.Module):
         wide = self.wide_mix(sum(conv(hidden_state) for conv in self.wide)) * hidden_state
         return hidden_state + self.norm(self.merge(torch.cat([local, wide], dim=1)))
 
+    def fuse(self) -> None:
+        self.wide = nn.ModuleList([merge_dilated(self.wide)])
+        self.norm = fold_batch_norm([self.merge], self.norm)
+
 
 class LowResolutionFusion(nn.Module):
     """Project, upsample, add at the alignment's stride, then a light step up to each finer map of the encoder.
@@ -110,6 +116,9 @@ class LowResolutionFusion(nn.Module):
             fused = step(fused, detail)
         return upsample(self.classifier(fused), size)
 
+    def fuse(self) -> None:
+        self.norm = fold_batch_norm(self.lateral, self.norm)
+
 
 class StepUp(nn.Module):
     """One step to a finer map: what was fused, upsampled, plus the encoder's detail, mixed."""
@@ -124,6 +133,9 @@ class StepUp(nn.Module):
     def forward(self, fused: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
         """`(batch_size, in_channels, h, w)` and `(batch_size, out_channels, height, width)` to the latter's shape."""
         return self.mix(self.norm(upsample(self.up(fused), detail.shape[-2:]) + detail).relu())
+
+    def fuse(self) -> None:
+        self.norm = fold_batch_norm([self.up, self.skip], self.norm)
 
 
 class FullResolutionFusion(nn.Module):
@@ -155,6 +167,9 @@ class ConvBlock(nn.Sequential):
             nn.BatchNorm2d(out_channels),
             nn.ReLU(),
         )
+
+    def fuse(self) -> None:
+        self[1] = fold_batch_norm([self[0]], self[1])
 
 
 class DepthwiseConv(nn.Conv2d):

@@ -19,6 +19,7 @@ from transformers.utils import can_return_tuple
 from .alignment import TextImageAlignment
 from .configuration_tamiseg import TAMISegConfig
 from .decoder import ConvBlock, ScaleAdaptiveDecoder, upsample
+from .inference import fold_layer
 from .losses import consistency_loss, segmentation_loss
 from .outputs import TAMISegConsistencyPretrainingOutput, TAMISegImageSegmentationOutput
 from .text_encoder import TAMISegTextEncoder, without_pooler
@@ -50,6 +51,7 @@ class TAMISegPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     _no_split_modules = ["TextImageAlignment", "MultiScaleModule"]
     _supports_sdpa = True
+    _is_fused = False
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -63,11 +65,43 @@ class TAMISegPreTrainedModel(PreTrainedModel):
             init.normal_(module.null_prompt, std=self.config.initializer_range)
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers; the folder also carries the code and the `auto_map`, so that it stands alone."""
+        """As in transformers; the folder also carries the code and the `auto_map`, so that it stands alone.
+
+        Raises:
+            ValueError: after [`fuse_for_inference`], whose weights belong to no config.
+        """
+        if self._is_fused:
+            raise ValueError("this model was fused for inference: save the one that was loaded, before fusing it.")
         if self._auto_class is not None:
             self.config.auto_map = dict(AUTO_MAP)
             self.config.custom_pipelines = {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()}
         return super().save_pretrained(save_directory, **kwargs)
+
+    @torch.no_grad()
+    def fuse_for_inference(self):
+        """Makes a trained model quick, in place: BatchNorms go into the convolutions before them, the dilated kernels
+        of a scale become one, and weights lie channels last. No output changes beyond rounding. The model is in eval
+        mode afterwards and can be neither trained nor saved.
+
+        Returns:
+            The model itself.
+        """
+        self.eval()
+        if self._is_fused:
+            return self
+        for module in list(self.modules()):
+            if hasattr(module, "fuse"):
+                module.fuse()
+            else:
+                fold_layer(module)
+        self._is_fused = True
+        return self.requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True):
+        """As in torch; a model that was fused for inference refuses to be trained, with a ValueError."""
+        if mode and self._is_fused:
+            raise ValueError("this model was fused for inference: train the one that was loaded, before fusing it.")
+        return super().train(mode)
 
     def pad_to_stride(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Zeros (the mean colour) to the right and below, up to multiples of the coarsest stride."""
@@ -143,22 +177,26 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
         attention_mask: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         text_embeds: torch.FloatTensor | None = None,
+        image_indices: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> TAMISegImageSegmentationOutput:
         """
         Args:
             pixel_values: `(batch_size, 3, height, width)`, normalised by the processor; any height and width.
-            input_ids: int64 `(batch_size, sequence_length)`; leave out where nobody has text.
-            attention_mask: `(batch_size, sequence_length)`, 1 for words and 0 for padding; a row of zeros is a picture
-                without text. All ones if left out.
-            token_type_ids: int64 `(batch_size, sequence_length)`, for text encoders that know them.
-            text_embeds: `(batch_size, sequence_length, text_hidden_size)` from [`get_text_features`], instead of
+            input_ids: int64 `(num_sentences, sequence_length)`, one sentence per picture unless `image_indices` say
+                otherwise; leave out where nobody has text.
+            attention_mask: `(num_sentences, sequence_length)`, 1 for words and 0 for padding; a row of zeros is a
+                question without text. All ones if left out.
+            token_type_ids: int64 `(num_sentences, sequence_length)`, for text encoders that know them.
+            text_embeds: `(num_sentences, sequence_length, text_hidden_size)` from [`get_text_features`], instead of
                 `input_ids`.
-            labels: int64 `(batch_size, height, width)`, class ids or `semantic_loss_ignore_index`.
+            image_indices: int64 `(num_sentences,)`, which picture each sentence asks about: any number of sentences
+                per picture, in any order. A picture passes the encoder once, however many ask about it.
+            labels: int64 `(num_sentences, height, width)`, class ids or `semantic_loss_ignore_index`.
 
         Raises:
-            ValueError: if both `input_ids` and `text_embeds` are given, or the text is not one row per picture.
+            ValueError: if both `input_ids` and `text_embeds` are given, or the text is not one row per question.
         """
         if input_ids is not None and text_embeds is not None:
             raise ValueError("give input_ids or text_embeds, not both.")
@@ -169,12 +207,19 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
         if input_ids is not None:
             text_embeds = self.get_text_features(input_ids, attention_mask, token_type_ids)
         if text_embeds is not None:
-            if text_embeds.shape[0] != pixel_values.shape[0]:
-                raise ValueError(f"{pixel_values.shape[0]} pictures, but {text_embeds.shape[0]} rows of text.")
+            questions = pixel_values if image_indices is None else image_indices
+            if text_embeds.shape[0] != questions.shape[0]:
+                asked = "pictures" if image_indices is None else "image_indices"
+                raise ValueError(
+                    f"{questions.shape[0]} {asked}, but {text_embeds.shape[0]} rows of text: give one row for each, "
+                    "or say by image_indices which picture each row asks about."
+                )
             if attention_mask is None:
                 attention_mask = torch.ones(text_embeds.shape[:2], dtype=torch.long, device=text_embeds.device)
 
         scales, details = self.decoder.read_image(vision_hidden_states)
+        if image_indices is not None:
+            scales, details = [m[image_indices] for m in scales], [m[image_indices] for m in details]
         aligned = self.alignment(scales, text_embeds, attention_mask)
         padded_size = [side * self.config.vision_strides[0] for side in vision_hidden_states[0].shape[-2:]]
         logits = self.decoder(aligned, details, padded_size)[..., : size[0], : size[1]]
@@ -193,6 +238,7 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
             logits=logits,
             vision_hidden_states=vision_hidden_states,
             text_hidden_states=text_embeds,
+            image_indices=image_indices,
         )
 
 

@@ -14,18 +14,22 @@ class TAMISegImageSegmentationOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, returned when `labels` are given):
             Weighted sum of cross-entropy and Dice loss.
-        logits (`torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`):
-            Scores before softmax, at the size of `pixel_values`.
+        logits (`torch.FloatTensor` of shape `(num_sentences, num_labels, height, width)`):
+            Scores before softmax, at the size of `pixel_values`: one row per picture, or per entry of
+            `image_indices`.
         vision_hidden_states (`tuple` of four `torch.FloatTensor` of shape `(batch_size, channels, height, width)`):
             The encoder's maps, finest first; what distillation acts on.
         text_hidden_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, text_hidden_size)`):
             The text encoder's states, or `text_embeds` as given; `None` where the whole batch came without text.
+        image_indices (`torch.LongTensor` of shape `(num_sentences,)`, returned when given):
+            Which picture each row of `logits` is of.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     vision_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     text_hidden_states: torch.FloatTensor | None = None
+    image_indices: torch.LongTensor | None = None
 
 
 @dataclass

@@ -44,6 +44,53 @@ class TAMISegTextEncoder(nn.Module):
             return self.model(**inputs).last_hidden_state
 
 
+class TextCache:
+    """Reads each sentence once: QaTa-COV19 has 167 sentences for 5716 pictures. For a text encoder that does not
+    change, which a frozen one promises.
+
+    ```python
+    >>> read = TextCache(model)
+    >>> model(pixel_values, **read(input_ids, attention_mask))
+    ```
+
+    Args:
+        model ([`TAMISegForImageSegmentation`]): whose text encoder reads.
+        max_sentences (`int`): how many are kept; the one not asked for the longest goes first.
+    """
+
+    def __init__(self, model: PreTrainedModel, max_sentences: int = 4096):
+        self.model, self.max_sentences = model, max_sentences
+        self.states: dict[tuple[int, ...], torch.Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(
+        self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """`(num_sentences, sequence_length)` each to the model's keywords `text_embeds`, float32
+        `(num_sentences, longest, text_hidden_size)`, and its `attention_mask`; rows without a word stay without."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        keys = [tuple(ids[read].tolist()) for ids, read in zip(input_ids, attention_mask.bool(), strict=True)]
+        new = sorted({key for key in keys if key} - self.states.keys())
+        if new:
+            padded = nn.utils.rnn.pad_sequence([torch.tensor(key) for key in new], batch_first=True)
+            mask = nn.utils.rnn.pad_sequence([torch.ones(len(key), dtype=torch.long) for key in new], batch_first=True)
+            states = self.model.get_text_features(padded.to(input_ids.device), mask.to(input_ids.device))
+            self.states |= {key: state[: len(key)].clone() for key, state in zip(new, states, strict=True)}
+        for key in keys:
+            if key:
+                self.states[key] = self.states.pop(key)  # the newest last
+        width = self.model.alignment.text_projection.in_features
+        embeds = [self.states[key] if key else torch.zeros(1, width, device=input_ids.device) for key in keys]
+        mask = [torch.full((max(1, len(key)),), int(bool(key)), device=input_ids.device) for key in keys]
+        while len(self.states) > self.max_sentences:
+            del self.states[next(iter(self.states))]
+        return {
+            "text_embeds": nn.utils.rnn.pad_sequence(embeds, batch_first=True),
+            "attention_mask": nn.utils.rnn.pad_sequence(mask, batch_first=True),
+        }
+
+
 def without_pooler(text_config) -> dict:
     """`{"add_pooling_layer": False}` where the model class of `text_config` has such a switch, else `{}`. A pooler
     would be stored and never be trained."""

@@ -198,7 +198,8 @@ class TAMISegImageProcessor(PilBackend):
         Logits to masks.
 
         Args:
-            outputs: the model's output, with `logits` `(B, num_labels, h, w)`.
+            outputs: the model's output, with `logits` `(B, num_labels, h, w)`, and with `image_indices` `(B,)` where
+                several sentences asked about one picture.
             target_sizes: `(height, width)` of each picture; the logits' own size if left out.
             threshold: least probability of class 1 that counts as class 1, in [0, 1], for two classes only. 0.5
                 does what leaving it out does: the likelier class wins.
@@ -206,7 +207,8 @@ class TAMISegImageProcessor(PilBackend):
 
         Returns:
             One int64 `(H, W)` mask of class ids per picture; with `return_probabilities` a pair of lists,
-            `(masks, probabilities)`, the latter float32 `(num_labels, H, W)` that sum to 1 over the classes.
+            `(masks, probabilities)`, the latter float32 `(num_labels, H, W)` that sum to 1 over the classes. With
+            `image_indices` each entry is a list in its turn: one mask per sentence of that picture.
 
         Raises:
             ValueError: if sizes and logits differ in number, or the threshold cannot be used.
@@ -217,22 +219,34 @@ class TAMISegImageProcessor(PilBackend):
             raise ValueError(
                 f"threshold={threshold} with {logits.shape[1]} classes: it must lie in [0, 1], and there must be two."
             )
+        image_indices = getattr(outputs, "image_indices", None)
+        owners = list(range(len(logits))) if image_indices is None else image_indices.tolist()
+        pictures = len(logits) if image_indices is None else max(owners, default=-1) + 1
         if target_sizes is None:
-            target_sizes = [logits.shape[-2:]] * len(logits)
-        if len(target_sizes) != len(logits):
-            raise ValueError(f"{len(target_sizes)} target sizes for {len(logits)} pictures: give one for each.")
+            target_sizes = [logits.shape[-2:]] * pictures
+        # Pictures at the end may have been asked nothing.
+        if len(target_sizes) < pictures or (image_indices is None and len(target_sizes) > pictures):
+            raise ValueError(f"{len(target_sizes)} target sizes for {pictures} pictures: give one for each.")
 
         # Softmax over two classes is the sigmoid of their difference, and resizing is linear: one channel is enough,
         # and a threshold on the probability is one on that difference.
         scores = logits[:, 1:] - logits[:, :1] if two_classes else logits
         least = 0.0 if threshold is None else torch.tensor(threshold, dtype=torch.float64).logit().item()
         masks, probabilities = [], []
-        for score, size in zip(scores, target_sizes, strict=True):
-            size = tuple(int(side) for side in size)
+        for score, owner in zip(scores, owners, strict=True):
+            size = tuple(int(side) for side in target_sizes[owner])
             score = F.interpolate(score[None], size=size, mode="bilinear", align_corners=False)[0]
             masks.append((score[0] >= least).long() if two_classes else score.argmax(dim=0))
             if return_probabilities:
                 probabilities.append(torch.cat([-score, score]).sigmoid() if two_classes else score.softmax(dim=0))
+        if image_indices is not None:
+            masks, probabilities = (
+                [
+                    [one for one, of in zip(some, owners, strict=False) if of == index]
+                    for index in range(len(target_sizes))
+                ]
+                for some in (masks, probabilities)
+            )
         return (masks, probabilities) if return_probabilities else masks
 
 

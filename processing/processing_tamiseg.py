@@ -43,14 +43,15 @@ class TAMISegProcessor(ProcessorMixin):
     def __call__(
         self,
         images: ImageInput | None = None,
-        text: str | list[str | None] | None = None,
+        text: str | list[str | None] | list[list[str | None]] | None = None,
         segmentation_maps: ImageInput | None = None,
         **kwargs: Unpack[TAMISegProcessorKwargs],
     ) -> BatchFeature:
         """
         Args:
             images: one picture or a batch, see [`TAMISegImageProcessor.preprocess`].
-            text: a sentence for every picture, or one sentence (or None) per picture. May come without pictures, for
+            text: a sentence for every picture, one sentence (or None) per picture, or a list of sentences per picture
+                (of any length each), which the model answers in one pass per picture. May come without pictures, for
                 text features that are computed once.
             segmentation_maps: one mask per picture.
             **kwargs: keywords of the image processor and of the tokenizer. `truncation=False` refuses a sentence that
@@ -59,7 +60,8 @@ class TAMISegProcessor(ProcessorMixin):
         Returns:
             With pictures `pixel_values` float32 `(B, 3, H, W)`, with masks `labels` int64 `(B, H, W)`, and unless all
             sentences are blank `input_ids` and `attention_mask` int64 `(B, sequence_length)`. The mask's row is all
-            zeros where a sentence is blank: the model puts its null prompt there.
+            zeros where a sentence is blank: the model puts its null prompt there. With a list of sentences per picture
+            their rows follow one another, and `image_indices` int64 `(sentences,)` says whose they are.
 
         Raises:
             ValueError: if pictures, sentences and masks differ in number, or a sentence is too long and must not be
@@ -82,8 +84,14 @@ class TAMISegProcessor(ProcessorMixin):
             if data and len(sentences) != count:
                 raise ValueError(
                     f"{len(sentences)} sentences for {count} pictures: give one for each (None where there is none), "
-                    "or a single string for all."
+                    "a list of sentences for each, or a single string for all."
                 )
+            if any(isinstance(sentence, (list, tuple)) for sentence in sentences):
+                asked = [list(s) if isinstance(s, (list, tuple)) else [s] for s in sentences]
+                data["image_indices"] = [index for index, some in enumerate(asked) for _ in some]
+                sentences = [sentence for some in asked for sentence in some]
+                if not sentences:
+                    raise ValueError("the lists of sentences are all empty: give at least one sentence, or None.")
             data.update(self._encode([normalize_prompt(sentence) for sentence in sentences], **options["text_kwargs"]))
         return BatchFeature(data, tensor_type=return_tensors)
 

@@ -12,6 +12,7 @@ from modeling_tamiseg import (
     TAMISegConfig,
     TAMISegForConsistencyPretraining,
     TAMISegForImageSegmentation,
+    TextCache,
 )
 
 
@@ -123,6 +124,62 @@ def test_kept_text_states_give_the_same_logits():
         model(pixel_values, input_ids, text_embeds=states)
     with pytest.raises(ValueError, match="2 pictures, but 1 rows"):
         model(pixel_values, input_ids[:1])
+
+
+@torch.no_grad()
+def test_many_sentences_per_picture_equal_single_runs_and_read_the_picture_once(monkeypatch):
+    model, pixel_values, input_ids = tiny_model(), torch.randn(2, 3, 64, 96), sentences(3)
+    seen, encode = [], model.vision_encoder.forward
+    monkeypatch.setattr(model.vision_encoder, "forward", lambda pixels: seen.append(len(pixels)) or encode(pixels))
+    mask = torch.tensor([[1] * 6, [0] * 6, [1, 1, 1, 0, 0, 0]])
+    owners = torch.tensor([1, 0, 1])
+    output = model(pixel_values, input_ids, mask, image_indices=owners)
+    assert seen == [2] and torch.equal(output.image_indices, owners)
+    for row, owner in enumerate(owners):
+        alone = model(pixel_values[owner : owner + 1], input_ids[row : row + 1], mask[row : row + 1]).logits
+        torch.testing.assert_close(output.logits[row], alone[0], atol=1e-4, rtol=0)
+    assert model(pixel_values, image_indices=owners).logits.shape[0] == 3  # asked three times, without words
+    with pytest.raises(ValueError, match="2 image_indices, but 3 rows"):
+        model(pixel_values, input_ids, image_indices=owners[:2])
+
+
+def test_sentences_are_read_once(monkeypatch):
+    model, input_ids = tiny_model(), sentences(3)
+    mask = torch.tensor([[1] * 6, [0] * 6, [1, 1, 1, 0, 0, 0]])
+    read, seen, encode = TextCache(model, max_sentences=2), [], model.text_encoder.forward
+    monkeypatch.setattr(model.text_encoder, "forward", lambda ids, *rest: seen.append(len(ids)) or encode(ids, *rest))
+    pixel_values = torch.randn(3, 3, 32, 32)
+    first = model(pixel_values, **read(input_ids, mask)).logits
+    again = model(pixel_values[:2], **read(input_ids[:2, :6], mask[:2])).logits
+    assert seen == [2]
+    torch.testing.assert_close(first, model(pixel_values, input_ids, mask).logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(again, first[:2], atol=1e-5, rtol=0)
+    read(sentences(3).flip(1), mask)  # two others push the first two out
+    assert len(read.states) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"vision": MOBILENET}, {"alignment_stride": 2, "project_first": False, "fusion": "full_resolution"}],
+    ids=["resnet", "mobilenet", "reference fusion"],
+)
+def test_fused_model_says_the_same_and_cannot_be_trained_or_saved(tmp_path, kwargs):
+    model = tiny_model(**kwargs)
+    for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.normal_()
+    pixel_values, input_ids = torch.randn(2, 3, 80, 96), sentences(2)
+    before = model(pixel_values, input_ids).logits
+    fused = model.fuse_for_inference().fuse_for_inference()
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+    torch.testing.assert_close(fused(pixel_values, input_ids).logits, before, atol=1e-4 * before.abs().max(), rtol=0)
+    with pytest.raises(ValueError, match="before fusing"):
+        fused.train()
+    with pytest.raises(ValueError, match="before fusing"):
+        fused.save_pretrained(tmp_path)
 
 
 def test_frozen_parts_hold_still():

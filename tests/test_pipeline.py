@@ -27,7 +27,7 @@ def make_pipeline(dtype=torch.float32, **config):
     text = BertConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
-    config = TAMISegConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), hidden_size=16, **config)
+    config = TAMISegConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), hidden_size=32, **config)
     model = TAMISegForImageSegmentation(config).eval()
     with torch.no_grad():
         # A fresh model hardly hears the sentence; these tests must notice when a wrong one arrives.

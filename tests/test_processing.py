@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 # `transformers.AutoImageProcessor` is a placeholder in 5.17 where torchvision is missing; this is the real one.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from modeling_tamiseg import TAMISegConfig
+from modeling_tamiseg import TAMISegConfig, TAMISegImageSegmentationOutput
 from processing.image_processing_tamiseg import TAMISegImageProcessor
 from processing.processing_tamiseg import TAMISegProcessor
 
@@ -73,6 +73,23 @@ def test_blank_sentences(processor):
     for blank in ("", "  ", [None], [""]):
         assert list(processor(image(), blank, return_tensors="pt").keys()) == ["pixel_values"]
     assert list(processor([image()] * 2, [None, " "]).keys()) == ["pixel_values"]
+
+
+def test_several_sentences_per_picture(processor):
+    out = processor([image()] * 3, [["the lesion", None], [], "lower left"], return_tensors="pt")
+    assert out.image_indices.tolist() == [0, 0, 2] and out.image_indices.dtype == torch.int64
+    assert out.attention_mask.tolist() == [[1] * 4, [0] * 4, [1] * 4] and len(out.pixel_values) == 3
+    logits = torch.randn(3, 2, 16, 16)
+    found = TAMISegImageSegmentationOutput(logits=logits, image_indices=out.image_indices)
+    masks = processor.post_process_semantic_segmentation(found, [(9, 7), (5, 5), (4, 6)])
+    assert [[tuple(mask.shape) for mask in some] for some in masks] == [[(9, 7)] * 2, [], [(4, 6)]]
+    plain = TAMISegImageSegmentationOutput(logits=logits)
+    one_by_one = processor.post_process_semantic_segmentation(plain, [(9, 7), (9, 7), (4, 6)])
+    assert all(torch.equal(a, b) for a, b in zip([*masks[0], *masks[2]], one_by_one, strict=True))
+    with pytest.raises(ValueError, match="2 target sizes for 3 pictures"):
+        processor.post_process_semantic_segmentation(found, [(9, 7), (5, 5)])
+    with pytest.raises(ValueError, match="all empty"):
+        processor([image()], [[]])
 
 
 def test_text_alone(processor):
