@@ -1,0 +1,393 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""How fast, how heavy: our goals and what this machine says to them, as one table.
+
+    python -m tests.benchmarks.bench_inference                       # every goal; the reference preset takes minutes
+    python -m tests.benchmarks.bench_inference --goals P1 P5         # some of them
+    python -m tests.benchmarks.bench_inference --profile             # where the time of one prediction goes
+    python -m tests.benchmarks.bench_inference --against tests.benchmarks.rivals:segformer tests.benchmarks.rivals:unet
+
+Times are medians of ratios between functions that are called in turn, so that a machine whose speed drifts, or that
+others use, still compares like with like. FLOPs count 2 per multiply-add. All weights are random: no figure here
+depends on what they are.
+"""
+
+import argparse
+import importlib
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from modeling_tamiseg import SemanticDistiller, TAMISegConfig, TAMISegForImageSegmentation
+from processing import TAMISegImageProcessor
+
+
+SIDE = 256
+WORDS = 20  # tokens of a QaTa-COV19 sentence, about
+
+
+# Measuring
+
+
+def interleaved(functions: dict, rounds: int = 15, warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds of each function in each round, all of them called in turn."""
+    seconds = {name: [] for name in functions}
+    for turn in range(warmup + rounds):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], above: str, below: str) -> float:
+    return statistics.median(a / b for a, b in zip(seconds[above], seconds[below], strict=True))
+
+
+def flops(function) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def peak_activations(function) -> int:
+    """Most bytes that the allocator held at once for what `function` made."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        function()
+    held = peak = 0
+    for event in sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def peak_memory_of_process(code: str) -> int:
+    """Peak resident bytes of a fresh Python that runs `code`."""
+    measure = code + "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    run = subprocess.run([sys.executable, "-c", measure], capture_output=True, text=True, check=True)
+    return int(run.stdout.split()[-1])
+
+
+# What is measured
+
+
+def build(config: TAMISegConfig | None = None) -> TAMISegForImageSegmentation:
+    torch.manual_seed(0)
+    return TAMISegForImageSegmentation(config or TAMISegConfig()).eval()
+
+
+def pixels(batch_size: int = 1, side: int = SIDE) -> torch.Tensor:
+    return torch.randn(batch_size, 3, side, side).contiguous(memory_format=torch.channels_last)
+
+
+def words(model, count: int = 1) -> dict[str, torch.Tensor]:
+    """Text states as a caller keeps them."""
+    width = model.alignment.text_projection.in_features
+    return {
+        "text_embeds": torch.randn(count, WORDS, width),
+        "attention_mask": torch.ones(count, WORDS, dtype=torch.long),
+    }
+
+
+def token_ids(count: int = 1) -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.randint(1, 1000, (count, WORDS)), "attention_mask": torch.ones(count, WORDS).long()}
+
+
+def goal_p1():
+    """whole model over its own encoder, both fused; over the plain encoder"""
+    plain, fused = build(), build().fuse_for_inference()
+    x, text = pixels(), words(fused)
+    seconds = interleaved(
+        {
+            "model": lambda: fused(x, **text),
+            "encoder": lambda: fused.get_image_features(x),
+            "plain encoder": lambda: plain.get_image_features(x),
+        },
+        rounds=25,
+    )
+    yield "over its own encoder", ratio(seconds, "model", "encoder"), "<=", 1.20
+    yield "over the plain ResNet-50", ratio(seconds, "model", "plain encoder"), "<=", 1.10
+
+
+def goal_p2():
+    """reference preset over the default"""
+    default, reference = build(), build(TAMISegConfig.reference())
+    x = pixels()
+    calls = {"default": lambda: default(x, **words(default)), "reference": lambda: reference(x, **words(reference))}
+    seconds = interleaved(calls, rounds=3, warmup=1)
+    yield "time", ratio(seconds, "reference", "default"), ">=", 80
+    yield "FLOPs", flops(calls["reference"]) / flops(calls["default"]), ">=", 58
+    yield "peak activations", peak_activations(calls["reference"]) / peak_activations(calls["default"]), ">=", 60
+
+
+def goal_p3():
+    """GFLOPs of the default without its encoder"""
+    model, x = build(), pixels()
+    rest = flops(lambda: model(x, **words(model))) - flops(lambda: model.get_image_features(x))
+    yield "GFLOPs", rest / 1e9, "<=", 1.5
+
+
+def goal_p4():
+    """peak activations over the encoder's"""
+    model, x = build().fuse_for_inference(), pixels()
+    text = words(model)
+    encoder = peak_activations(lambda: model.get_image_features(x))
+    yield "allocated", peak_activations(lambda: model(x, **text)) / encoder, "<=", 1.5
+
+
+def goal_p5():
+    """eight sentences on one image over one"""
+    model, x = build().fuse_for_inference(), pixels()
+    one, eight, owners = words(model), words(model, 8), torch.zeros(8, dtype=torch.long)
+    seconds = interleaved(
+        {"eight": lambda: model(x, **eight, image_indices=owners), "one": lambda: model(x, **one)}, rounds=25
+    )
+    yield "time", ratio(seconds, "eight", "one"), "<=", 1.8
+
+
+def goal_p6():
+    """how time grows with size and batch"""
+    model = build().fuse_for_inference()
+    small, large, four = pixels(), pixels(side=2 * SIDE), pixels(4)
+    one_text, four_texts = words(model), words(model, 4)
+    seconds = interleaved(
+        {
+            "one": lambda: model(small, **one_text),
+            "large": lambda: model(large, **one_text),
+            "four": lambda: model(four, **four_texts),
+        }
+    )
+    yield "512 px over four of 256 px", ratio(seconds, "large", "one") / 4, "<=", 1.05
+    yield "batch of four over four", ratio(seconds, "four", "one") / 4, "<=", 1.0
+
+
+def goal_p7():
+    """training step over the encoder's forward pass, batch 4"""
+    model = build().to(memory_format=torch.channels_last)
+    x, text, labels = pixels(4), words(model, 4), torch.randint(0, 2, (4, SIDE, SIDE))
+    teacher = transformers.AutoModel.from_config(transformers.ResNetConfig(hidden_sizes=[64, 768], depths=[1, 1]))
+    distiller = SemanticDistiller(teacher, model.vision_encoder.channels, (224, 224))
+    tokens = torch.randn(4, distiller.grid[0] * distiller.grid[1], 768)
+    trained = [p for p in (*model.parameters(), *distiller.projectors.parameters()) if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+
+    def encoder():
+        with torch.no_grad():
+            model.eval().get_image_features(x)
+
+    def step(distillation: bool):
+        with torch.enable_grad():
+            output = model.train()(x, **text, labels=labels)
+            loss = output.loss
+            if distillation:
+                loss = loss + 0.5 * distiller(output.vision_hidden_states, teacher_tokens=tokens)
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    seconds = interleaved(
+        {"encoder": encoder, "step": lambda: step(False), "with distillation": lambda: step(True)}, rounds=5
+    )
+    yield "without distillation", ratio(seconds, "step", "encoder"), "<=", 4.5
+    yield "teacher features given", ratio(seconds, "with distillation", "encoder"), "<=", 4.5
+
+
+def goal_p8():
+    """fp32 over bf16"""
+    full, half = build().fuse_for_inference(), build().fuse_for_inference().to(torch.bfloat16)
+    x, text = pixels(), words(full)
+    half_text = {**text, "text_embeds": text["text_embeds"].bfloat16()}
+    half_x = x.bfloat16()
+    seconds = interleaved({"fp32": lambda: full(x, **text), "bf16": lambda: half(half_x, **half_text)})
+    yield "time", ratio(seconds, "fp32", "bf16"), ">=", 1.8
+
+
+def goal_p9():
+    """ViTImageProcessorPil over our image processor"""
+    for what, side, options, goal in (
+        ("no resize", SIDE, {"do_resize": False}, 4.0),
+        ("512 to 256", 2 * SIDE, {"size": {"height": SIDE, "width": SIDE}}, 1.6),
+    ):
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
+        ours = TAMISegImageProcessor(**options)
+        theirs = ViTImageProcessorPil(image_mean=ours.image_mean, image_std=ours.image_std, **options)
+        one, other = (p(picture, return_tensors="pt").pixel_values for p in (ours, theirs))
+        torch.testing.assert_close(one, other)
+        calls = {
+            "ours": partial(ours, picture, return_tensors="pt"),
+            "theirs": partial(theirs, picture, return_tensors="pt"),
+        }
+        seconds = interleaved(calls, rounds=200)
+        yield what, ratio(seconds, "theirs", "ours"), ">=", goal
+
+
+def goal_p10():
+    """CLIPSeg with its text tower over ours with its text encoder, its answer kept or not"""
+    model, clipseg = build().fuse_for_inference(), importlib.import_module("tests.benchmarks.rivals").clipseg()
+    x, ids, kept = pixels(), token_ids(), words(model)
+    seconds = interleaved(
+        {"kept": lambda: model(x, **kept), "read": lambda: model(x, **ids), "clipseg": lambda: clipseg(x)}, rounds=9
+    )
+    yield "text kept", ratio(seconds, "clipseg", "kept"), ">=", 2.5
+    yield "text read", ratio(seconds, "clipseg", "read"), ">=", 1.6
+
+
+def goal_p11():
+    """a sentence to its attention matrices, over one prediction"""
+    model, x = build().fuse_for_inference(), pixels()
+    text, scale = words(model), torch.zeros(1, model.config.hidden_size, 1, 1)
+
+    def matrices():
+        states, _ = model.alignment.read_text(text["text_embeds"], text["attention_mask"], scale)
+        for attention in model.alignment.attentions:
+            attention.sentence_matrices(states)
+
+    seconds = interleaved({"matrices": matrices, "prediction": lambda: model(x, **text)}, rounds=25)
+    yield "time", ratio(seconds, "matrices", "prediction"), "<=", 0.03
+
+
+def goal_p12():
+    """import and loading"""
+
+    def fresh(code):
+        return lambda: subprocess.run([sys.executable, "-c", code], check=True)
+
+    seconds = interleaved(
+        {
+            "ours": fresh("import torch, transformers, modeling_tamiseg"),
+            "theirs": fresh("import torch, transformers; transformers.AutoModel, transformers.PreTrainedModel"),
+        },
+        rounds=5,
+        warmup=1,
+    )
+    yield "import over torch and transformers", ratio(seconds, "ours", "theirs"), "<=", 1.05
+    with tempfile.TemporaryDirectory() as folder:
+        build().save_pretrained(folder)
+        file = Path(folder, "model.safetensors")
+        seconds = interleaved(
+            {
+                "load": lambda: TAMISegForImageSegmentation.from_pretrained(folder),
+                "read": lambda: file.read_bytes(),
+            },
+            rounds=5,
+        )
+    yield "loading over reading the file", ratio(seconds, "load", "read"), "<=", 1.2
+
+
+def goal_p13():
+    """interpolate, softmax and argmax in full over our mask of 1024x1024"""
+    processor = TAMISegImageProcessor()
+    outputs = transformers.utils.ModelOutput(logits=torch.randn(1, 2, SIDE, SIDE))
+
+    def in_full():
+        full = F.interpolate(outputs.logits, (1024, 1024), mode="bilinear", align_corners=False)
+        return full.softmax(dim=1).argmax(dim=1)[0]
+
+    def ours():
+        return processor.post_process_semantic_segmentation(outputs, [(1024, 1024)])[0]
+
+    different = (in_full() != ours()).sum().item()
+    seconds = interleaved({"in full": in_full, "ours": ours}, rounds=50)
+    yield "time", ratio(seconds, "in full", "ours"), ">=", 10
+    yield "pixels that differ", different, "<=", 0
+
+
+GOALS = {name.removeprefix("goal_").upper(): f for name, f in list(globals().items()) if name.startswith("goal_")}
+
+
+def print_profile() -> None:
+    model, x = build().fuse_for_inference(), pixels()
+    text = words(model)
+    maps = model.get_image_features(x)
+    scales, details = model.decoder.read_image(maps)
+    aligned = model.alignment(scales, text["text_embeds"], text["attention_mask"])
+    seconds = interleaved(
+        {
+            "whole model": lambda: model(x, **text),
+            "encoder": lambda: model.get_image_features(x),
+            "decoder, before the text": lambda: model.decoder.read_image(maps),
+            "alignment": lambda: model.alignment(scales, text["text_embeds"], text["attention_mask"]),
+            "decoder, after the text": lambda: model.decoder(aligned, details, (SIDE, SIDE)),
+        },
+        rounds=25,
+    )
+    print(f"{'part':<28}{'ms':>8}{'x encoder':>12}")
+    for name, values in seconds.items():
+        print(f"{name:<28}{1e3 * statistics.median(values):>8.1f}{ratio(seconds, name, 'encoder'):>12.3f}")
+
+
+def print_rivals(names: list[str]) -> None:
+    model, x = build().fuse_for_inference(), pixels()
+    text = words(model)
+    calls = {"ours": lambda: model(x, **text), "encoder": lambda: model.get_image_features(x)}
+    for name in names:
+        module, factory = name.split(":")
+        rival = getattr(importlib.import_module(module), factory)()
+        calls[factory] = lambda rival=rival: rival(x)
+    seconds = interleaved(calls, rounds=9)
+    print(f"{'network':<20}{'x encoder':>12}{'x ours':>10}{'GFLOPs':>10}{'peak MiB':>10}")
+    for name, call in calls.items():
+        costs = f"{flops(call) / 1e9:>10.1f}{peak_activations(call) / 2**20:>10.1f}"
+        print(f"{name:<20}{ratio(seconds, name, 'encoder'):>12.2f}{ratio(seconds, name, 'ours'):>10.2f}{costs}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--goals", nargs="+", choices=list(GOALS), default=list(GOALS), metavar="P1")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="file to write the table to")
+    parser.add_argument("--profile", action="store_true", help="the parts of one prediction instead of the goals")
+    parser.add_argument("--against", nargs="+", metavar="MODULE:FACTORY", help="rivals instead of the goals")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    torch.set_grad_enabled(False)
+    if arguments.profile or arguments.against:
+        return print_profile() if arguments.profile else print_rivals(arguments.against)
+
+    machine = {
+        "processor": processor_name(),
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    rows = []
+    for name in arguments.goals:
+        for part, figure, sign, goal in GOALS[name]():
+            met = figure <= goal if sign == "<=" else figure >= goal
+            what = f"{GOALS[name].__doc__}: {part}"
+            rows.append({"goal": name, "what": what, "figure": figure, "wanted": f"{sign} {goal}", "met": met})
+            print(f"{name:<4}{what:<96}{figure:>9.3f}  {sign} {goal:<6}{'' if met else 'missed'}", flush=True)
+    if arguments.json:
+        command = "python -m tests.benchmarks.bench_inference " + " ".join(sys.argv[1:])
+        arguments.json.write_text(json.dumps({"command": command, "machine": machine, "rows": rows}, indent=2) + "\n")
+
+
+def processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()
