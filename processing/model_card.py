@@ -255,9 +255,7 @@ def _training_data(training: dict, rows: dict) -> str:
     else:
         text += " Its terms were not stated by those who trained this model: ask them before use."
     if rows:
-        lines = [
-            "| split | rows | patients | rows without a patient's id | sentences | SHA-256 of the rows |"
-        ]
+        lines = ["| split | rows | patients | rows without a patient's id | sentences | SHA-256 of the rows |"]
         lines.append("|---|---|---|---|---|---|")
         for split, about in rows.items():
             lines.append(
