@@ -80,6 +80,19 @@ class LoopbackHub:
         return None
 
 
+def connect(hub: LoopbackHub, monkeypatch, cache) -> None:
+    """Makes this process a client of the hub, with a token that may write. What the client reads from its environment
+    at import is set by hand."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_TOKEN", "hf_write")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
 

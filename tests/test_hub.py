@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import train_hf
 from processing import hub as hub_commands
 from processing.command_line import main
-from tests.loopback_hub import LoopbackHub
+from tests.loopback_hub import LoopbackHub, Repo, connect
 
 
 REPO = "user/tamiseg-tiny"
@@ -43,16 +43,9 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A Hub, and this process as its client; what is read from the environment at import is set by hand."""
-    monkeypatch.setenv("HF_TOKEN", "hf_write")
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub_commands, "FIRST_WAIT", 0.0)
     with LoopbackHub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+        connect(hub, monkeypatch, tmp_path / "cache")
         yield hub
 
 
@@ -252,8 +245,6 @@ def test_what_the_hub_refuses_is_one_sentence_with_its_remedy(run, hub, monkeypa
 
 
 def test_a_repo_of_something_else_is_not_touched(run, hub, capsys):
-    from tests.loopback_hub import Repo
-
     for name, content in (("bert", {"config.json": b'{"model_type": "bert"}'}), ("data", {"train.csv": b"1,2"})):
         repo = hub.repos["model", f"user/{name}"] = Repo(private=True)
         repo.commit(content)
@@ -270,8 +261,6 @@ def test_no_connection(run, hub, monkeypatch, capsys):
     assert "cannot be reached" in refused(capsys, "push", run, REPO)
     assert "cannot be reached" in refused(capsys, "pull", REPO, run.parent / "pulled")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    from huggingface_hub import close_session
-
     close_session()  # the client of the session so far may go online
     assert "HF_HUB_OFFLINE" in refused(capsys, "push", run, REPO)
     close_session()
