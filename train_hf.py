@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import platform
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -45,7 +46,7 @@ from modeling_tamiseg.modeling_tamiseg import load_text_model, load_vision_model
 from processing import TAMISegImageProcessor, TAMISegProcessor
 from processing.augmentation import ConsistencyPerturbation, JointAugmentation
 from processing.data import SegmentationDataset, collate, fingerprint, load_rows
-from processing.hub import check_name, push
+from processing.hub import check_name, push, reserve
 from processing.metrics import SegmentationMeter
 from processing.model_card import describe_rows, model_card, source_of
 from processing.plots import write_curves, write_examples
@@ -282,6 +283,8 @@ def main(argv=None) -> dict:
     )
     set_seed(arguments.seed)
     say = accelerator.print
+    if arguments.push_to_hub and accelerator.is_main_process:  # before the work, not after it
+        reserve(arguments.hub_model_id, public=not arguments.hub_private)
 
     # Data. The sample's pictures have a seed of their own: every run is tested on the same ones.
     train_rows = load_rows(arguments.dataset, "train", max_rows=arguments.max_train_samples)
@@ -439,7 +442,7 @@ def main(argv=None) -> dict:
     best_text = None if pretraining else TextInputs(best, processor, accelerator.device)
     scores = evaluate(accelerator, best, best_text, processor, eval_loader, asked)
     result = {
-        "command": "python train_hf.py " + " ".join(sys.argv[1:] if argv is None else argv),
+        "command": "python train_hf.py " + shlex.join(sys.argv[1:] if argv is None else argv),
         "arguments": asdict(arguments),
         "split": "validation",
         "scores": scores,
@@ -482,6 +485,7 @@ def main(argv=None) -> dict:
     else:
         say(f'next: tamiseg predict IMAGE --text "..." --model {output / "best"} --output mask.png')
     if arguments.push_to_hub and accelerator.is_main_process:
+        say(f"pushing; should this break off: tamiseg push {output} {arguments.hub_model_id}")
         push(output, arguments.hub_model_id, public=not arguments.hub_private)
     accelerator.end_training()
     return result

@@ -8,12 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib.metadata import distribution
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from shutil import rmtree
+
+import yaml  # which the Hub client needs too
 
 from .model_card import MARK, model_card
 from .predict import check_model_folder
@@ -76,7 +80,7 @@ def push(folder: str | Path, repo_id: str, public: bool = False) -> str:
 
     model_folder, files = collect(Path(folder))
     weights = {name: path for name, path in files.items() if name.endswith(".safetensors")}
-    results = [json.loads(content) for name, content in files.items() if fnmatch(name, "result*.json")]
+    results = [json.loads(read(content)) for name, content in files.items() if fnmatch(name, "result*.json")]
     if "model.safetensors" in files:
         told = {result.get("weights_sha256") for result in results}
         if told - {sha256(files["model.safetensors"])}:
@@ -87,13 +91,11 @@ def push(folder: str | Path, repo_id: str, public: bool = False) -> str:
     left_out = sorted(path.name for path in model_folder.iterdir() if path.is_file() and path.name not in files)
     left_out = [name for name in left_out if not name.startswith(".")]
 
+    there = reserve(repo_id, public)
     api = HfApi()
     with in_plain_words(repo_id):
-        there = open_repo(api, repo_id, "model", public)
-        if there and not is_model(api, repo_id, there):
-            raise ValueError(f"'{repo_id}' exists and holds no TAMISeg model: choose another name.")
         stale = {name for name in there if name.endswith(".safetensors") and name not in files}
-        if "README.md" not in files or MARK in files["README.md"].decode():
+        if "README.md" not in files or MARK.encode() in read(files["README.md"]):
             files.pop("README.md", None)
             # A model that was loaded and saved again comes without receipts. Those of the repo stay true as long as
             # the weights are the same; they do not survive other weights.
@@ -109,8 +111,27 @@ def push(folder: str | Path, repo_id: str, public: bool = False) -> str:
     return sha
 
 
+def reserve(repo_id: str, public: bool = False) -> list[str]:
+    """Makes the repo where there is none, or checks that ours may go there: better before a training than after it.
+
+    Returns:
+        The names of the files that are in it.
+
+    Raises:
+        ValueError, OSError: as `push`.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with in_plain_words(repo_id):
+        there = open_repo(api, repo_id, "model", public)
+        if there and not is_model(api, repo_id, there):
+            raise ValueError(f"'{repo_id}' exists and holds no TAMISeg model: choose another name.")
+    return there
+
+
 def pull(repo_id: str, folder: str | Path, revision: str | None = None) -> None:
-    """Downloads a model into a new or empty folder.
+    """Downloads a model into a new or empty folder, or goes on with one that a broken pull left.
 
     Raises:
         ValueError: the folder holds something, or there is no such repo, revision or model in it.
@@ -119,10 +140,22 @@ def pull(repo_id: str, folder: str | Path, revision: str | None = None) -> None:
     from huggingface_hub import HfApi
 
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    progress = folder / ".cache"  # the Hub client's notes on what it has
+    if folder.exists() and not (folder.is_dir() and (progress.is_dir() or not any(folder.iterdir()))):
         raise ValueError(f"'{folder}' holds something already: give a new folder.")
+    check_name(repo_id)
+    api = HfApi()
+
+    def download():
+        info = api.repo_info(repo_id, revision=revision)
+        api.snapshot_download(repo_id, revision=info.sha, local_dir=folder)
+        # Where the Hub stops to answer, the client is content with the files that are there already.
+        if any(not (folder / file.rfilename).is_file() for file in info.siblings):
+            raise ConnectionError("not all files have come")
+
     with in_plain_words(repo_id):
-        HfApi().snapshot_download(check_name(repo_id), revision=revision, local_dir=folder)
+        retried(download)
+    rmtree(progress)
     check_model_folder(str(folder))
     print(f"{repo_id} is in {folder}")
 
@@ -185,18 +218,32 @@ def collect(folder: Path) -> tuple[Path, dict[str, Path | bytes]]:
         for path in sorted(place.iterdir()):
             if path.is_file() and is_any_of(path.name, patterns):
                 files[path.name] = path
-    for name, path in files.items():
-        if name.endswith(("config.json", "config.yaml")) or fnmatch(name, "result*.json"):
-            files[name] = without_folders(path.read_text(encoding="utf-8")).encode()
-    if "README.md" in files:
-        files["README.md"] = files["README.md"].read_bytes()
+    for name in files:
+        if name.endswith("config.json") or fnmatch(name, "result*.json"):
+            content = json.loads(files[name].read_text(encoding="utf-8"))
+            if isinstance(command := content.get("command"), str):
+                content["command"] = shlex.join(without_folders(shlex.split(command)))
+            if without_folders(content) != content:
+                files[name] = (json.dumps(without_folders(content), indent=2) + "\n").encode()
+        elif name == "config.yaml":
+            content = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+            files[name] = yaml.safe_dump(without_folders(content), sort_keys=False).encode()
     files.setdefault("LICENSE", licence())
     return folder, files
 
 
-def without_folders(text: str) -> str:
-    """Leaves of each absolute path its last part."""
-    return re.sub(r"(?<![\w:/.])(?:~|[A-Za-z]:)?[\\/]+(?:[^\s\"'=,\\/]+[\\/]+)+", "", text)
+def without_folders(value):
+    """Leaves of each absolute path its last part, in the strings of a parsed JSON or YAML file."""
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(value).is_absolute():
+            return kind(value).name
+    return re.sub(r"(?<![\w:/.])(?:~|[A-Za-z]:)?[\\/]+(?:[^\s\"'=,\\/]+[\\/]+)+", "", value)
 
 
 def licence() -> bytes:
@@ -205,6 +252,10 @@ def licence() -> bytes:
     if checkout.is_file():
         return checkout.read_bytes()
     return distribution("tamiseg").read_text("licenses/LICENSE").encode()
+
+
+def read(file: Path | bytes) -> bytes:
+    return file if isinstance(file, bytes) else file.read_bytes()
 
 
 def sha256(path: Path) -> str:
@@ -276,20 +327,21 @@ def commit(api, repo_id: str, kind: str, files: dict[str, Path | bytes], stale=f
 
 def retried(ask: Callable):
     """Asks again where the connection broke or the server was busy."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-    for turn in range(TRIES):
+    for wait in [*(FIRST_WAIT * 2**turn for turn in range(TRIES - 1)), None]:
         try:
             return ask()
-        except (HTTPError, RuntimeError) as error:
-            # The upload of a large file reports its trouble as the cause of a RuntimeError.
+        except (HTTPError, OSError, RuntimeError) as error:
+            # The client reports the trouble of a large file as a RuntimeError, with what happened as its cause.
             trouble = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-            final = not isinstance(trouble, HTTPError)
             if isinstance(trouble, HfHubHTTPError):
-                final = trouble.response.status_code < 500
-            if final or turn == TRIES - 1:
+                passing = trouble.response.status_code >= 500 or trouble.response.status_code == 429
+            else:
+                passing = isinstance(trouble, (HTTPError, ConnectionError, TimeoutError, RuntimeError))
+            if wait is None or not passing or isinstance(trouble, OfflineModeIsEnabled):
                 raise trouble from None
-            time.sleep(FIRST_WAIT * 2**turn)
+            time.sleep(wait)
 
 
 @contextmanager
@@ -329,5 +381,5 @@ def in_plain_words(repo_id: str):
         raise ValueError(f"the Hub refused '{repo_id}' ({said}): try again later.") from error
     except OfflineModeIsEnabled as error:
         raise OSError("HF_HUB_OFFLINE forbids to ask the Hub: unset it.") from error
-    except (HTTPError, LocalEntryNotFoundError) as error:
+    except (HTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError, RuntimeError) as error:
         raise OSError(f"{constants.ENDPOINT} cannot be reached: check the connection and try again.") from error

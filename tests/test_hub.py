@@ -95,9 +95,13 @@ def test_run_folder_and_best_are_the_same_and_an_unchanged_push_is_no_commit(run
 def test_training_pushes_at_its_end(hub, tmp_path):
     words = ["--stage", "finetune", "--image_size", "32", "--batch_size", "4", "--cpu", "true", "--max_steps", "1",
              "--max_train_samples", "4", "--max_eval_samples", "3", "--push_to_hub", "true"]  # fmt: skip
+    words += ["--output_dir", str(tmp_path / "run")]
     with pytest.raises(ValueError, match="hub_model_id"):
-        train_hf.parse_arguments([*words, "--output_dir", str(tmp_path / "run")])
-    train_hf.main([*words, "--output_dir", str(tmp_path / "run"), "--hub_model_id", REPO, "--hub_private", "false"])
+        train_hf.parse_arguments(words)
+    with pytest.raises(ValueError, match="a name of your own"):
+        train_hf.main([*words, "--hub_model_id", "somebody/else"])
+    assert not (tmp_path / "run").exists()  # said before the training, not after it
+    train_hf.main([*words, "--hub_model_id", REPO, "--hub_private", "false"])
     assert not hub.repos["model", REPO].private
     assert CODE | MODEL | BESIDE <= hub.files(REPO).keys()
 
@@ -199,7 +203,7 @@ def test_receipts_never_outlive_their_weights(run, hub, tmp_path, capsys):
         [("cut", "PUT /lfs")],
         [("cut", "POST .*/commit/main")],
         [("unheard", "POST .*/commit/main")],
-        [("unheard", "POST /api/repos/create")],
+        [("unheard", "POST /api/repos/create"), ("unheard", "POST .*/info/lfs"), ("unheard", "PUT /lfs")],
         [("busy", "POST .*/preupload"), ("busy", "POST .*/commit"), ("cut", "GET /api/models")],
     ],
     ids=["weights cut", "commit cut", "commit unheard", "making unheard", "busy"],
@@ -283,13 +287,24 @@ def test_folders_that_cannot_be_pushed(run, hub, tmp_path, capsys):
     assert hub.asked == []
 
 
+def test_a_broken_pull_goes_on(run, hub, tmp_path, capsys):
+    assert main(["push", str(run), REPO]) == 0
+    folder = tmp_path / "pulled"
+    hub.faults = [("cut", "HEAD .*/resolve/.*/model.safetensors")] * hub_commands.TRIES
+    assert "cannot be reached" in refused(capsys, "pull", REPO, folder)
+    assert folder.is_dir() and not (folder / "model.safetensors").exists()
+    hub.faults = [("busy", "GET .*/tree"), ("cut", "GET .*/resolve/.*/model.safetensors"), ("busy", "GET /api/models")]
+    assert main(["pull", REPO, str(folder)]) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == hub.files(REPO)
+
+
 def test_pull_gives_the_pushed_files_and_refuses_what_is_not_there(run, hub, tmp_path, monkeypatch, capsys):
     assert main(["push", str(run), REPO]) == 0
     pinned, files = list(hub.repos["model", REPO].commits)[-1], hub.files(REPO)
     hub.repos["model", REPO].commit({**files, "README.md": b"---\na: b\n---\nlater"})
     folder = tmp_path / "pulled"
     assert main(["pull", REPO, str(folder), "--revision", pinned]) == 0
-    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == files
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
     assert "holds something already" in refused(capsys, "pull", REPO, folder)
     assert "no such revision" in refused(capsys, "pull", REPO, tmp_path / "a", "--revision", "v9")
     assert "that this token may see" in refused(capsys, "pull", "user/nobody", tmp_path / "b")
@@ -327,13 +342,15 @@ def test_space(hub, tmp_path, capsys):
     [
         ("--dataset /home/jane/scans/qata --seed 0", "--dataset qata --seed 0"),
         ("--dataset=/home/jane/scans/qata", "--dataset=qata"),
-        ('"vision_model": "C:\\\\Users\\\\jane\\\\best"', '"vision_model": "best"'),
-        ("dataset: ~/scans/qata", "dataset: qata"),
+        ("C:\\Users\\jane doe\\best", "best"),
+        ("/home/jane doe/scans", "scans"),
+        ("~/scans/qata", "qata"),
         ("see https://a.org/b/c and runs/a/best, ../data/x", "see https://a.org/b/c and runs/a/best, ../data/x"),
+        ("and/or \n\n a \u2013 b", "and/or \n\n a \u2013 b"),
     ],
 )
 def test_folders_are_left_out_of_paths(text, without):
-    assert hub_commands.without_folders(text) == without
+    assert hub_commands.without_folders({"a": [text, 3, None]}) == {"a": [without, 3, None]}
 
 
 def test_the_licence_is_found():
