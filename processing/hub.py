@@ -88,8 +88,8 @@ def push(folder: str | Path, repo_id: str, public: bool = False) -> str:
                 f"a result file of '{folder}' tells of other weights than its model.safetensors: evaluate these "
                 "weights, or move the file away."
             )
-    left_out = sorted(path.name for path in model_folder.iterdir() if path.is_file() and path.name not in files)
-    left_out = [name for name in left_out if not name.startswith(".")]
+    beside = {path.name for path in model_folder.iterdir() if path.is_file() and not path.name.startswith(".")}
+    left_out = sorted(beside - files.keys())
 
     there = reserve(repo_id, public)
     api = HfApi()
@@ -185,12 +185,13 @@ def push_space(folder: str | Path, repo_id: str, model: str, public: bool = Fals
         and is_any_of(path.name, SPACE_FILES)
         and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
     }
+    check_name(model)
     api = HfApi()
     with in_plain_words(repo_id):
         there = open_repo(api, repo_id, "space", public)
         if there and "app.py" not in there and set(there) - {".gitattributes", "README.md"}:
             raise ValueError(f"the Space '{repo_id}' exists and has no app.py: choose another name.")
-        api.add_space_variable(repo_id, "TAMISEG_MODEL", check_name(model))
+        retried(lambda: api.add_space_variable(repo_id, "TAMISEG_MODEL", model))
         sha = commit(api, repo_id, "space", files)
     print(f"pushed {len(files)} files to {api.endpoint}/spaces/{repo_id}, commit {sha}; it shows {model}")
     print(f"if {model} is private, add a secret HF_TOKEN that may read it in the settings of the Space")
@@ -212,9 +213,11 @@ def collect(folder: Path) -> tuple[Path, dict[str, Path | bytes]]:
     if json.loads((folder / "config.json").read_text()).get("architectures") != ["TAMISegForImageSegmentation"]:
         raise ValueError(f"'{folder}' is no model that segments: push the result of the finetune stage.")
     # What lies in the run's folder, beside best/, belongs to the model too; what lies in best/ comes first.
-    folders = [folder.resolve().parent] if folder.resolve().name == "best" else []
+    places = [(folder, MODEL_FILES + RUN_FILES)]
+    if folder.resolve().name == "best":
+        places.insert(0, (folder.resolve().parent, RUN_FILES))
     files: dict[str, Path | bytes] = {}
-    for place, patterns in [*((beside, RUN_FILES) for beside in folders), (folder, MODEL_FILES + RUN_FILES)]:
+    for place, patterns in places:
         for path in sorted(place.iterdir()):
             if path.is_file() and is_any_of(path.name, patterns):
                 files[path.name] = path
@@ -267,10 +270,9 @@ def is_any_of(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def check_name(repo_id: str) -> str:
+def check_name(repo_id: str) -> None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise ValueError(f"'{repo_id}' is no name on the Hub: write it as USER/NAME.")
-    return repo_id
 
 
 def open_repo(api, repo_id: str, kind: str, public: bool) -> list[str]:

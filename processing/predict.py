@@ -78,12 +78,14 @@ def predict(arguments) -> None:
 
 def predict_one(arguments) -> None:
     """One picture, whose outputs are files."""
-    for written in (arguments.output, arguments.overlay, arguments.probabilities):
-        if written is not None and not Path(written).resolve().parent.is_dir():
-            raise ValueError(f"the folder of '{written}' does not exist: create it first.")
+    written = [Path(path) for path in (arguments.output, arguments.overlay, arguments.probabilities) if path]
+    for path in written:
+        if not path.resolve().parent.is_dir():
+            raise ValueError(f"the folder of '{path}' does not exist: create it first.")
     path = Path(arguments.image[0])
     pictures = [Picture(path, path.name)]
     give_sentences(pictures, arguments)
+    refuse_to_overwrite(pictures, written)
     model, processor = load(arguments.model)
     ((_, image, found, probability),) = segment(model, processor, pictures, arguments.threshold)
     if isinstance(image, Exception):
@@ -122,6 +124,7 @@ def predict_many(arguments) -> None:
         stem = stem if stems[stem] == 1 else Path(picture.name)  # a.png beside a.jpg
         return {role: folder / f"{stem}{suffixes[role]}" for role, folder in folders.items()}
 
+    refuse_to_overwrite(pictures, [path for picture in pictures for path in outputs(picture).values()])
     table = folders["mask"] / "predictions.csv"
     settings = {"model": arguments.model, "threshold": str(arguments.threshold)}
     rows = {} if arguments.overwrite else read_table(table)
@@ -165,6 +168,12 @@ def predict_many(arguments) -> None:
         raise ValueError(f"{failed} of {len(pictures)} pictures failed: the column status of {table} says why.")
 
 
+def refuse_to_overwrite(pictures: list[Picture], written: list[Path]) -> None:
+    both = {picture.path.resolve() for picture in pictures} & {path.resolve() for path in written}
+    if both:
+        raise ValueError(f"'{min(both)}' is a picture to segment and would be overwritten: choose another --output.")
+
+
 def find_pictures(sources: list[str], written: list[Path]) -> list[Picture]:
     """The pictures of files and folders, in their order; what lies in a folder that is `written` to is none."""
     pictures = []
@@ -181,7 +190,10 @@ def find_pictures(sources: list[str], written: list[Path]) -> list[Picture]:
             if wanted:
                 pictures.append(Picture(path, name.as_posix()))
     if not pictures:
-        raise ValueError(f"'{sources[0]}' holds no picture: give one with {', '.join(PICTURE_SUFFIXES)} files.")
+        raise ValueError(
+            f"'{sources[0]}' holds no picture ({', '.join(PICTURE_SUFFIXES)}) outside of the folders that are to be "
+            "written: give one that does, or another --output."
+        )
     name, count = Counter(picture.name for picture in pictures).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{count} pictures are called '{name}': give their folders in separate calls.")
@@ -199,12 +211,16 @@ def give_sentences(pictures: list[Picture], arguments) -> None:
         path = Path(arguments.prompts)
         with open(path, encoding="utf-8-sig", newline="") as file:
             try:
-                lines = list(csv.DictReader(file)) if path.suffix.lower() == ".csv" else list(map(json.loads, file))
+                lines = list(csv.DictReader(file) if path.suffix.lower() == ".csv" else map(json.loads, file))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"'{path}' is not in UTF-8: save it again with that encoding.") from error
             except json.JSONDecodeError as error:
                 raise ValueError(f"'{path}' is neither named .csv nor JSON lines ({error}): make it one.") from error
         for line in lines:
-            if not {"image", "sentence"} <= line.keys():
-                raise ValueError(f"'{path}' needs the columns image and sentence, but has {', '.join(line)}.")
+            if not isinstance(line, dict) or not {"image", "sentence"} <= line.keys():
+                raise ValueError(
+                    f"'{path}' needs the columns image and sentence, but has {', '.join(map(str, line))}."
+                )
             sentences[line["image"]] = line["sentence"]
         unknown = sentences.keys() - {picture.name for picture in pictures}
         if unknown:

@@ -81,8 +81,7 @@ def test_resumes_after_a_break(model, scans, tmp_path, monkeypatch, capsys):
         original(*arguments)
 
     monkeypatch.setattr(room, "write", write_two)
-    with pytest.raises(KeyboardInterrupt):
-        call(model, scans, "--output", out, "--batch_size", 1)
+    assert call(model, scans, "--output", out, "--batch_size", 1) == 130
     assert list(table(out)) == ["a1.png", "b/b1.jpg"]
     written.clear()
     assert call(model, scans, "--output", out) == 0
@@ -197,12 +196,30 @@ def test_run_lengths_are_those_of_coco(model, scans, tmp_path):
     assert (drawn != (np.asarray(Image.open(png)) > 0)).mean() < 0.002
 
 
+def test_no_picture_is_overwritten(model, scans, monkeypatch, capsys):
+    before = {path: path.read_bytes() for path in scans.rglob("*.*") if path.is_file()}
+    monkeypatch.chdir(scans)
+    for words in (
+        ["a1.png", "--output", "a1.png"],
+        ["a1.png", "--output", "m.png", "--overlay", "../scans/a1.png"],
+        ["a1.png", "b/b2.tif", "--output", "."],
+        ["b", "a1.png", "--output", "b", "--overlay", "."],
+        [".", "--output", "."],
+        ["b", "--output", "."],
+    ):
+        assert call(model, *words) == 2, words
+        assert "another --output" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in scans.rglob("*.*") if path.is_file()} == before
+
+
 def bad_calls(scans, tmp_path):
     (tmp_path / "bare").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "predictions.csv").write_text("a,b\n1,2\n")
     (tmp_path / "words.txt").write_text("left\n")
+    (tmp_path / "list.jsonl").write_text('["a1.png", "left"]\n')
+    (tmp_path / "latin.csv").write_bytes("image,sentence\na1.png,Läsion\n".encode("latin-1"))
     out = tmp_path / "masks"
     return [
         ([tmp_path / "bare", "--output", out], "holds no picture"),
@@ -212,11 +229,13 @@ def bad_calls(scans, tmp_path):
         ([scans, "--output", out, "--text", "left lung " * 20], "shorten it"),
         ([scans, "--output", out, "--prompts", tmp_path / "words.txt"], "JSON lines"),
         ([scans, "--output", out, "--prompts", tmp_path / "none.csv"], "none.csv"),
+        ([scans, "--output", out, "--prompts", tmp_path / "list.jsonl"], "columns image and sentence"),
+        ([scans, "--output", out, "--prompts", tmp_path / "latin.csv"], "UTF-8"),
         ([scans, tmp_path / "gone.png", "--output", out], "there is no picture"),
     ]
 
 
-@pytest.mark.parametrize("case", range(8))
+@pytest.mark.parametrize("case", range(10))
 def test_bad_calls_get_one_sentence(model, scans, tmp_path, capsys, case):
     words, sentence = bad_calls(scans, tmp_path)[case]
     assert call(model, *words) == 2
