@@ -263,8 +263,9 @@ def _training_data(training: dict, rows: dict) -> str:
                 f"{about['sentences']} | `{training['data'][split][:16]}` |"
             )
         text += "\n\n" + "\n".join(lines)
-        if "shared_patients" in training:
-            text += f"\n\nPatients (by id) in both splits: {training['shared_patients']}."
+        text += f"\n\nPatients in both splits, by their ids: {training['shared_patients']}."
+        if any(about["rows_without_patient"] for about in rows.values()):
+            text += " Of the rows without an id it is unknown whether the split keeps patients apart."
     return text
 
 
@@ -320,7 +321,7 @@ def _environment(results) -> str:
 
 def _title(name: str) -> str:
     path = PurePath(name)
-    return path.parent.name if path.name == "best" else path.name
+    return path.parent.name if path.name == "best" and path.parent.name else path.name
 
 
 def _dataset_title(dataset: str) -> str:

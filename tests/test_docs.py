@@ -4,9 +4,9 @@
 fewer steps than they ask for, against encoders of toy size and a Hub on the loopback interface."""
 
 import csv
+import importlib
 import json
 import re
-import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -49,7 +49,7 @@ def run(command: str, monkeypatch) -> None:
             train_hf.main([*words, *QUICK])
         case ["python", "-m", module, *words]:
             monkeypatch.setattr(sys, "argv", [module, *words])
-            runpy.run_module(module, run_name="__main__")
+            importlib.import_module(module).main()
         case _:
             pytest.fail(f"the docs have a command that no test runs: {command}")
 

@@ -65,7 +65,7 @@ def test_own_data(run, result):
         "rows": 8, "patients": 4, "rows_without_patient": 0, "sentences": 2, "frequent_sentences": [SENTENCE]
     }  # fmt: skip
     assert "| train | 8 | 4 | 0 | 2 |" in card and "| validation | 3 | 2 | 0 | 1 |" in card
-    assert "Patients (by id) in both splits: 0." in card
+    assert "Patients in both splits, by their ids: 0." in card and "it is unknown whether" not in card
     assert "Terms: CC BY 4.0, own pictures." in card and "license: other" in card
     assert f'text="{SENTENCE}"' in card and "Miller" not in card  # what one row says may tell of one patient
     assert "examples.png" not in card and not (run / "examples.png").exists()
@@ -174,6 +174,12 @@ def test_the_built_in_sample_shows_its_pictures(result):
     card = model_card([result], "user/mine", {"examples.png": "examples.png", "curves.png": "curves.png"})
     assert "(examples.png)" in card and "synthetic" in card and "license: apache-2.0" in card
     assert 'text="all bright lesions"' in card
+
+
+def test_what_is_not_known_of_the_patients_is_said(result):
+    result["rows"]["train"] |= {"patients": 0, "rows_without_patient": 8}
+    card = model_card([result], "user/mine", {})
+    assert "Of the rows without an id it is unknown whether the split keeps patients apart." in card
 
 
 def test_rare_sentences_are_counted_and_not_told():
