@@ -10,13 +10,15 @@ Stage 1 (consistency pretraining of the image encoder), then stage 2 (text, deco
 
 Every field is a flag, or a line of the YAML file given by `--config`: a flag beats the file, the file beats the
 default. `best/` (chosen on validation) is a `save_pretrained` folder that stands alone; `last/` is the full state that
-`--resume auto` goes on from; `metrics.jsonl`, `config.yaml` and `result.json` lie beside them.
+`--resume auto` goes on from; `metrics.jsonl`, `curves.png`, `config.yaml` and `result.json` lie beside them.
+`--push_to_hub true --hub_model_id USER/NAME` uploads the result with its card, privately unless `--hub_private false`.
 """
 
 import hashlib
 import json
 import math
 import platform
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -45,7 +47,10 @@ from modeling_tamiseg.modeling_tamiseg import load_text_model, load_vision_model
 from processing import TAMISegImageProcessor, TAMISegProcessor
 from processing.augmentation import ConsistencyPerturbation, JointAugmentation
 from processing.data import SegmentationDataset, collate, fingerprint, load_rows
+from processing.hub import check_name, push, reserve
 from processing.metrics import SegmentationMeter
+from processing.model_card import describe_rows, model_card, source_of
+from processing.plots import write_curves, write_examples
 from processing.prompts import normalize_prompt
 
 
@@ -88,6 +93,11 @@ class Arguments:
     cpu: bool = field(default=False, metadata={"help": "stay on the CPU"})
     seed: int = field(default=0, metadata={"help": "of weights, order, augmentation and dropout"})
     resume: str | None = field(default=None, metadata={"help": "auto (from last/, if there) or a folder of state"})
+    # Model card and Hub
+    data_license: str | None = field(default=None, metadata={"help": "terms of the data, a sentence for the card"})
+    push_to_hub: bool = field(default=False, metadata={"help": "upload the result at the end"})
+    hub_model_id: str | None = field(default=None, metadata={"help": "USER/NAME to upload to"})
+    hub_private: bool = field(default=True, metadata={"help": "let nobody else see it"})
 
     def __post_init__(self):
         for name in ("image_size", "epochs", "batch_size", "max_train_samples", "max_eval_samples", "max_steps"):
@@ -96,6 +106,10 @@ class Arguments:
                 raise ValueError(f"{name} is {value}: give at least 1.")
         if not 0 <= self.prompt_dropout <= 1:
             raise ValueError(f"prompt_dropout is a probability: give a number from 0 to 1, not {self.prompt_dropout}.")
+        if self.push_to_hub and (self.stage != "finetune" or self.hub_model_id is None):
+            raise ValueError("push_to_hub needs a hub_model_id, and the finetune stage: add them, or leave it out.")
+        if self.hub_model_id is not None:
+            check_name(self.hub_model_id)
         try:
             json.loads(self.model_config)
         except json.JSONDecodeError as error:
@@ -252,6 +266,8 @@ def main(argv=None) -> dict:
     )
     set_seed(arguments.seed)
     say = accelerator.print
+    if arguments.push_to_hub and accelerator.is_main_process:  # before the work, not after it
+        reserve(arguments.hub_model_id, public=not arguments.hub_private)
 
     # Data. The sample's pictures have a seed of their own: every run is tested on the same ones.
     train_rows = load_rows(arguments.dataset, "train", max_rows=arguments.max_train_samples)
@@ -395,6 +411,7 @@ def main(argv=None) -> dict:
         if accelerator.is_main_process:
             with open(output / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+            write_curves(output / "metrics.jsonl", output / "curves.png")
             if improved:
                 save(bare_model, processor, output / "best")
         accelerator.wait_for_everyone()
@@ -408,11 +425,19 @@ def main(argv=None) -> dict:
     best_text = None if pretraining else TextInputs(best, processor, accelerator.device)
     scores = evaluate(accelerator, best, best_text, processor, eval_loader, asked)
     result = {
-        "command": "python train_hf.py " + " ".join(sys.argv[1:] if argv is None else argv),
+        "command": "python train_hf.py " + shlex.join(sys.argv[1:] if argv is None else argv),
         "arguments": asdict(arguments),
         "split": "validation",
         "scores": scores,
         "data": {"train": fingerprint(train_rows), "validation": fingerprint(eval_rows)},
+        "rows": {
+            split: describe_rows(column(rows, "prompt"), column(rows, "patient_id"))
+            for split, rows in (("train", train_rows), ("validation", eval_rows))
+        },
+        "shared_patients": len(set(column(train_rows, "patient_id")) & set(column(eval_rows, "patient_id")) - {None}),
+        "sources": {
+            role: source_of(getattr(arguments, role)) for role in ("dataset", "vision_model", "text_model", "teacher")
+        },
         "weights_sha256": hashlib.sha256((output / "best" / "model.safetensors").read_bytes()).hexdigest(),
         "seed": arguments.seed,
         "steps": state["step"],
@@ -429,6 +454,11 @@ def main(argv=None) -> dict:
     }
     if accelerator.is_main_process:
         (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        if not pretraining:
+            if arguments.dataset == "builtin":  # the only pictures that anybody may be shown
+                write_examples(best, processor, output / "examples.png")
+            pictures = {name: f"../{name}" for name in ("curves.png", "examples.png") if (output / name).is_file()}
+            (output / "best" / "README.md").write_text(model_card([result], str(output / "best"), pictures))
     say(f"\nvalidation, {len(eval_rows)} rows   Dice per image   Dice global")
     for arm, score in scores.items():
         say(f"  {arm.replace('_', ' '):<26}{100 * score['dice_per_image']:>10.2f}{100 * score['dice_global']:>14.2f}")
@@ -437,6 +467,9 @@ def main(argv=None) -> dict:
         say(f"next: python train_hf.py --stage finetune --vision_model {output / 'best'} --output_dir ...")
     else:
         say(f'next: tamiseg predict IMAGE --text "..." --model {output / "best"} --output mask.png')
+    if arguments.push_to_hub and accelerator.is_main_process:
+        say(f"pushing; should this break off: tamiseg push {output} {arguments.hub_model_id}")
+        push(output, arguments.hub_model_id, public=not arguments.hub_private)
     accelerator.end_training()
     return result
 

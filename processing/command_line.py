@@ -5,15 +5,15 @@
 import argparse
 import sys
 
-from . import predict
+from . import hub, predict
 
 
 # Modules with an `add_command(commands)`; heavy imports wait until the command runs, so that --help is quick.
-ROOMS = (predict,)
+ROOMS = (predict, hub)
 
 
 def main(argv=None) -> int:
-    """Returns 0, or 2 after one sentence that says what was wrong and how to mend it."""
+    """Returns 0, 2 after one sentence that says what was wrong and how to mend it, or 130 when stopped by Ctrl-C."""
     parser = argparse.ArgumentParser(prog="tamiseg", description="Text-guided medical image segmentation.")
     commands = parser.add_subparsers(dest="command", required=True)
     for room in ROOMS:
@@ -24,6 +24,9 @@ def main(argv=None) -> int:
     except (ValueError, OSError) as error:
         print(f"tamiseg: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("tamiseg: stopped.", file=sys.stderr)
+        return 130
     return 0
 
 

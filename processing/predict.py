@@ -1,75 +1,358 @@
 # Copyright 2026 The TAMISeg authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`tamiseg predict`: a mask for a picture, for people who do not write Python."""
+"""`tamiseg predict`: masks of a picture or of whole folders, for people who do not write Python."""
 
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
+from .prompts import normalize_prompt
+
 
 OVERLAY_COLOUR = (230, 159, 0)  # orange of the Okabe-Ito palette, told apart by colour-blind readers too
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+MASK_SUFFIX = {"png": ".png", "nifti": ".nii.gz", "rle": ".json"}
+PROBABILITY_SUFFIX = {"png": ".png", "nifti": ".nii.gz", "rle": ".png"}
+COLUMNS = (
+    "image", "sentence", "area_px", "area_percent", "mean_probability", "model", "threshold", "status"
+)  # fmt: skip
+
+
+@dataclass
+class Picture:
+    """One picture to segment; `name` is its path without the folder that was given, with forward slashes."""
+
+    path: Path
+    name: str
+    sentence: str | None = None
 
 
 def add_command(commands) -> None:
     """Adds `predict` to the subcommands of `tamiseg`."""
-    command = commands.add_parser("predict", help="write the mask of one picture")
-    command.add_argument("image", help="picture to segment (PNG, JPEG, TIFF, ...; 8 or 16 bit)")
+    command = commands.add_parser("predict", help="write the masks of pictures")
+    command.add_argument("image", nargs="+", help="picture (PNG, JPEG, TIFF, ...; 8 or 16 bit), or folder of them")
     command.add_argument("--text", help="what to segment, in words; without it the model answers by the picture alone")
+    command.add_argument("--prompts", help="CSV or JSON lines with a sentence per picture: columns image and sentence")
     command.add_argument("--model", required=True, help="folder of a trained model, or its Hub id")
-    command.add_argument("--output", required=True, help="PNG to write: 0 and 255, the size of the picture")
-    command.add_argument("--overlay", help="PNG to write: the picture with the mask laid over it")
+    command.add_argument(
+        "--output", required=True, help="mask to write, the size of the picture; for several pictures, a folder"
+    )
+    command.add_argument("--overlay", help="PNG, or folder of PNGs, to write: the picture with the mask laid over it")
+    command.add_argument(
+        "--probabilities", help="file or folder to write: 16-bit PNG (65535 is certain), or float NIfTI"
+    )
+    command.add_argument(
+        "--format",
+        choices=MASK_SUFFIX,
+        default="png",
+        help="of the masks: png (0 and 255), nifti (0 and 1; needs nibabel) or rle (COCO's counts as JSON)",
+    )
     command.add_argument("--threshold", type=float, default=0.5, help="probability from which a pixel counts")
+    command.add_argument("--batch_size", type=int, default=8, help="pictures that go through the model together")
+    command.add_argument("--overwrite", action="store_true", help="also segment what predictions.csv says is done")
     command.set_defaults(run=predict)
 
 
 def predict(arguments) -> None:
-    """Reads, segments and writes; says in numbers what was found."""
+    """Reads, segments and writes; says in numbers what was found. Of several pictures, a bad one stops no other."""
     if not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold is a probability: give a number from 0 to 1, not {arguments.threshold}.")
-    if not Path(arguments.image).is_file():
-        raise ValueError(f"there is no picture '{arguments.image}': check the path.")
-    for written in (arguments.output, arguments.overlay):
-        if written is not None and not Path(written).resolve().parent.is_dir():
-            raise ValueError(f"the folder of '{written}' does not exist: create it first.")
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch_size is {arguments.batch_size}: give at least 1.")
+    for image in arguments.image:
+        if not Path(image).exists():
+            raise ValueError(f"there is no picture '{image}': check the path.")
+    if len(arguments.image) == 1 and Path(arguments.image[0]).is_file():
+        predict_one(arguments)
+    else:
+        predict_many(arguments)
 
+
+def predict_one(arguments) -> None:
+    """One picture, whose outputs are files."""
+    written = [Path(path) for path in (arguments.output, arguments.overlay, arguments.probabilities) if path]
+    for path in written:
+        if not path.resolve().parent.is_dir():
+            raise ValueError(f"the folder of '{path}' does not exist: create it first.")
+    path = Path(arguments.image[0])
+    pictures = [Picture(path, path.name)]
+    give_sentences(pictures, arguments)
+    refuse_to_overwrite(pictures, written)
+    model, processor = load(arguments.model)
+    ((_, image, found, probability),) = segment(model, processor, pictures, arguments.threshold)
+    if isinstance(image, Exception):
+        raise image
+    write(image, found, probability, arguments.format, arguments.output, arguments.overlay, arguments.probabilities)
+    what = pictures[0].sentence or "no sentence"
+    if found.any():
+        print(
+            f"{what}: {found.sum()} pixels, {100 * found.mean():.1f} % of the picture, mean probability "
+            f"{probability[found].mean():.2f}; mask in {arguments.output}"
+        )
+    else:
+        print(f"{what}: not found; the mask in {arguments.output} is empty")
+
+
+def predict_many(arguments) -> None:
+    """Folders and lists of pictures, whose outputs are folders, with a table that says what is done."""
+    from tqdm import tqdm
+
+    folders = {"mask": arguments.output, "overlay": arguments.overlay, "probabilities": arguments.probabilities}
+    folders = {role: Path(folder) for role, folder in folders.items() if folder is not None}
+    for folder in folders.values():
+        if folder.is_file():
+            raise ValueError(f"'{folder}' is a file: several pictures need a folder.")
+    suffixes = {
+        "mask": MASK_SUFFIX[arguments.format],
+        "overlay": ".png",
+        "probabilities": PROBABILITY_SUFFIX[arguments.format],
+    }
+    pictures = find_pictures(arguments.image, [folder.resolve() for folder in folders.values()])
+    give_sentences(pictures, arguments)
+    stems = Counter(Path(picture.name).with_suffix("") for picture in pictures)
+
+    def outputs(picture: Picture) -> dict[str, Path]:
+        stem = Path(picture.name).with_suffix("")
+        stem = stem if stems[stem] == 1 else Path(picture.name)  # a.png beside a.jpg
+        return {role: folder / f"{stem}{suffixes[role]}" for role, folder in folders.items()}
+
+    refuse_to_overwrite(pictures, [path for picture in pictures for path in outputs(picture).values()])
+    table = folders["mask"] / "predictions.csv"
+    settings = {"model": arguments.model, "threshold": str(arguments.threshold)}
+    rows = {} if arguments.overwrite else read_table(table)
+    done = {
+        picture.name
+        for picture in pictures
+        if (row := rows.get(picture.name))
+        and row["status"] == "ok"
+        and {**row, "sentence": picture.sentence or "", **settings} == row
+        and all(path.is_file() for path in outputs(picture).values())
+    }
+    rows = {name: rows[name] for name in rows if name in done}
+    left = [picture for picture in pictures if picture.name not in done]
+    failed = 0
+    folders["mask"].mkdir(parents=True, exist_ok=True)
+    write_table(table, rows.values())
+    if left:
+        model, processor = load(arguments.model)
+        results = segment(model, processor, left, arguments.threshold, arguments.batch_size)
+        for picture, image, found, probability in tqdm(results, total=len(left), unit="picture"):
+            row = {"image": picture.name, "sentence": picture.sentence or "", **settings, "status": "ok"}
+            if isinstance(image, Exception):
+                row["status"] = " ".join(str(image).split())
+                failed += 1
+            else:
+                places = outputs(picture)
+                for path in places.values():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                write(image, found, probability, arguments.format, *(places.get(role) for role in suffixes))
+                row |= {"area_px": found.sum(), "area_percent": f"{100 * found.mean():.3f}"}
+                row["mean_probability"] = f"{probability[found].mean():.4f}" if found.any() else ""
+            # Only now, with its files there: wherever this breaks off, what the table says is true.
+            write_table(table, [row], mode="a")
+            rows[picture.name] = row
+    write_table(table, [rows[picture.name] for picture in pictures])
+    print(
+        f"{len(left) - failed} pictures segmented, {len(done)} were done before; masks in {arguments.output}, numbers "
+        f"in {table}"
+    )
+    if failed:
+        raise ValueError(f"{failed} of {len(pictures)} pictures failed: the column status of {table} says why.")
+
+
+def refuse_to_overwrite(pictures: list[Picture], written: list[Path]) -> None:
+    both = {picture.path.resolve() for picture in pictures} & {path.resolve() for path in written}
+    if both:
+        raise ValueError(f"'{min(both)}' is a picture to segment and would be overwritten: choose another --output.")
+
+
+def find_pictures(sources: list[str], written: list[Path]) -> list[Picture]:
+    """The pictures of files and folders, in their order; what lies in a folder that is `written` to is none."""
+    pictures = []
+    for source in map(Path, sources):
+        inside = [source] if source.is_file() else sorted(source.rglob("*"))
+        for path in inside:
+            name = path.relative_to(source) if source.is_dir() else Path(path.name)
+            wanted = path == source or (
+                path.is_file()
+                and path.suffix.lower() in PICTURE_SUFFIXES
+                and not any(part.startswith(".") for part in name.parts)
+                and not any(path.resolve().is_relative_to(folder) for folder in written)
+            )
+            if wanted:
+                pictures.append(Picture(path, name.as_posix()))
+    if not pictures:
+        raise ValueError(
+            f"'{sources[0]}' holds no picture ({', '.join(PICTURE_SUFFIXES)}) outside of the folders that are to be "
+            "written: give one that does, or another --output."
+        )
+    name, count = Counter(picture.name for picture in pictures).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} pictures are called '{name}': give their folders in separate calls.")
+    return pictures
+
+
+def give_sentences(pictures: list[Picture], arguments) -> None:
+    """Sets the sentence of each picture: its line of `--prompts`, else `--text`.
+
+    Raises:
+        ValueError: the file cannot be read, lacks a picture while there is no `--text`, or names an unknown one.
+    """
+    sentences = {}
+    if arguments.prompts:
+        path = Path(arguments.prompts)
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            try:
+                lines = list(csv.DictReader(file) if path.suffix.lower() == ".csv" else map(json.loads, file))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"'{path}' is not in UTF-8: save it again with that encoding.") from error
+            except json.JSONDecodeError as error:
+                raise ValueError(f"'{path}' is neither named .csv nor JSON lines ({error}): make it one.") from error
+        for line in lines:
+            if not isinstance(line, dict) or not {"image", "sentence"} <= line.keys():
+                raise ValueError(
+                    f"'{path}' needs the columns image and sentence, but has {', '.join(map(str, line))}."
+                )
+            sentences[line["image"]] = line["sentence"]
+        unknown = sentences.keys() - {picture.name for picture in pictures}
+        if unknown:
+            raise ValueError(f"'{path}' names '{min(unknown)}', which is none of the pictures: correct the name.")
+    for picture in pictures:
+        if sentences and picture.name not in sentences and arguments.text is None:
+            raise ValueError(f"'{arguments.prompts}' has no line for '{picture.name}': add it, or give --text.")
+        picture.sentence = normalize_prompt(sentences.get(picture.name, arguments.text))
+
+
+def load(name: str):
+    """The model, on the GPU where there is one, and its processor."""
     # Here and not above: `tamiseg --help` should not wait for them.
     import torch
-    from PIL import Image
     from transformers import AutoModel, AutoProcessor
     from transformers.utils import logging
 
     import processing  # noqa: F401  (makes the Auto classes know TAMISeg)
 
     logging.disable_progress_bar()
-    check_model_folder(arguments.model)
-    processor = AutoProcessor.from_pretrained(arguments.model)
-    model = AutoModel.from_pretrained(arguments.model).eval()
+    check_model_folder(name)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return AutoModel.from_pretrained(name).eval().to(device), AutoProcessor.from_pretrained(name)
 
-    image = processor.image_processor.load_image(arguments.image)
-    inputs = processor(images=image, text=arguments.text, truncation=False, return_tensors="pt")
-    with torch.no_grad():
-        outputs = model(**inputs)
-    masks, probabilities = processor.post_process_semantic_segmentation(
-        outputs,
-        target_sizes=[(image.height, image.width)],
-        threshold=arguments.threshold if model.config.num_labels == 2 else None,
-        return_probabilities=True,
-    )
-    found = masks[0].numpy() > 0
-    Image.fromarray((found * 255).astype(np.uint8)).save(arguments.output, format="PNG")
-    if arguments.overlay:
+
+def segment(model, processor, pictures: list[Picture], threshold: float, batch_size: int = 1) -> Iterator[tuple]:
+    """Segments pictures, those of one sentence together, so that each sentence is read once.
+
+    Yields:
+        The picture, its image (PIL, RGB), found (bool (height, width)) and the probability that there is anything but
+        background (float32 (height, width)); for a picture that cannot be read, the error stands for the image.
+
+    Raises:
+        ValueError: a sentence is longer than the text encoder reads.
+    """
+    import torch
+
+    groups = [
+        (sentence, list(group))
+        for sentence, group in groupby(
+            sorted(pictures, key=lambda picture: picture.sentence or ""), key=lambda picture: picture.sentence
+        )
+    ]
+    words = [processor(text=[sentence], truncation=False, return_tensors="pt") for sentence, _ in groups]
+    for (_, group), word in zip(groups, words, strict=True):
+        text = {}
+        if word:
+            word = word.to(model.device)
+            with torch.no_grad():
+                text = {"text_embeds": model.get_text_features(**word), "attention_mask": word["attention_mask"]}
+        for start in range(0, len(group), batch_size):
+            batch, images = [], []
+            for picture in group[start : start + batch_size]:
+                try:
+                    images.append(processor.image_processor.load_image(picture.path))
+                    batch.append(picture)
+                except (OSError, ValueError) as error:
+                    yield picture, error, None, None
+            if not batch:
+                continue
+            pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
+            with torch.no_grad():
+                outputs = model(
+                    pixels, **{key: value.expand(len(batch), *value.shape[1:]) for key, value in text.items()}
+                )
+            masks, probabilities = processor.post_process_semantic_segmentation(
+                outputs,
+                target_sizes=[(image.height, image.width) for image in images],
+                threshold=threshold if model.config.num_labels == 2 else None,
+                return_probabilities=True,
+            )
+            for picture, image, mask, probability in zip(batch, images, masks, probabilities, strict=True):
+                yield picture, image, mask.cpu().numpy() > 0, 1 - probability[0].cpu().numpy()
+
+
+def write(image, found, probability, kind: str, mask, overlay=None, probabilities=None) -> None:
+    """Writes what is asked for: the mask in its format, the picture under the mask, the probabilities."""
+    from PIL import Image
+
+    if kind == "nifti":
+        write_nifti(found.astype(np.uint8), mask)
+    elif kind == "rle":
+        Path(mask).write_text(json.dumps(run_lengths(found)) + "\n")
+    else:
+        Image.fromarray((found * 255).astype(np.uint8)).save(mask, format="PNG")
+    if overlay:
         pixels = np.asarray(image, dtype=np.float32)
         pixels[found] = 0.55 * pixels[found] + 0.45 * np.array(OVERLAY_COLOUR, dtype=np.float32)
-        Image.fromarray(pixels.round().astype(np.uint8)).save(arguments.overlay, format="PNG")
-    what = arguments.text or "no sentence"
-    if found.any():
-        certainty = (1 - probabilities[0][0]).numpy()[found].mean()
-        print(
-            f"{what}: {found.sum()} pixels, {100 * found.mean():.1f} % of the picture, mean probability "
-            f"{certainty:.2f}; mask in {arguments.output}"
-        )
-    else:
-        print(f"{what}: not found; the mask in {arguments.output} is empty")
+        Image.fromarray(pixels.round().astype(np.uint8)).save(overlay, format="PNG")
+    if probabilities and kind == "nifti":
+        write_nifti(probability.astype(np.float32), probabilities)
+    elif probabilities:
+        Image.fromarray((probability * 65535).round().astype(np.uint16)).save(probabilities, format="PNG")
+
+
+def write_nifti(values: np.ndarray, path) -> None:
+    """(height, width) as a volume of one slice, (x, y, 1), with voxels of 1, since pictures carry no spacing. The axes
+    point as ITK lets those of a picture point, so that viewers show it upright."""
+    import nibabel
+
+    if not str(path).endswith((".nii", ".nii.gz")):
+        raise ValueError(f"'{path}' is to be a NIfTI file: let its name end in .nii.gz.")
+    nibabel.save(nibabel.Nifti1Image(values.T[..., None], np.diag([-1, -1, 1, 1])), path)
+
+
+def run_lengths(found: np.ndarray) -> dict:
+    """COCO's uncompressed run lengths: `counts` of pixels that are out, in, out, ... in turn, column by column, and
+    `size` as [height, width]."""
+    flat = np.asfortranarray(found).ravel(order="F")
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    edges = np.concatenate([[0], *([[0]] if flat[0] else []), changes, [flat.size]])
+    return {"size": list(found.shape), "counts": np.diff(edges).tolist()}
+
+
+def write_table(path: Path, rows, mode: str = "w") -> None:
+    """Writes predictions.csv anew, or adds rows to it by mode "a"."""
+    with open(path, mode, encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if mode == "w":
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(path: Path) -> dict[str, dict]:
+    """The rows of an earlier run's predictions.csv by picture; none where there is no such table."""
+    if not path.is_file():
+        return {}
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"'{path}' is no table of this command: move it away, or give --overwrite.")
+        return {row["image"]: row for row in reader}
 
 
 def check_model_folder(name: str) -> None:

@@ -14,14 +14,18 @@ from tests.test_modeling import tiny_config
 from tests.test_processing import make_tokenizer
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
+def save_tiny_model(folder):
     torch.manual_seed(0)
     TAMISegForImageSegmentation(tiny_config()).save_pretrained(folder)
     processor = TAMISegProcessor(TAMISegImageProcessor(size={"height": 64, "width": 64}), make_tokenizer())
     processor.tokenizer.model_max_length = 16
     processor.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny_model(folder)
     return folder
 
 
