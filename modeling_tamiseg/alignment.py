@@ -39,12 +39,14 @@ class TextImageAlignment(nn.Module):
         feature_maps: list[torch.Tensor],
         text_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
     ) -> list[torch.Tensor]:
         """
         Args:
             feature_maps: maps of `(batch_size, hidden_size, height, width)`, any number and size.
             text_states: `(batch_size, sequence_length, text_hidden_size)`, or `None` where nobody has text.
             attention_mask: `(batch_size, sequence_length)`, 1 for words and 0 for padding; a row of zeros has no text.
+            region: top, left, bottom and right of what the maps show, in shares of the whole picture.
 
         Returns:
             Maps of the shapes that came in.
@@ -53,7 +55,7 @@ class TextImageAlignment(nn.Module):
         sizes = [feature_map.shape[-2:] for feature_map in feature_maps]
         # Four maps (batch, width, h, w) -> one sequence (batch, tokens, width): one product instead of four.
         tokens = torch.cat([feature_map.flatten(2).transpose(1, 2) for feature_map in feature_maps], dim=1)
-        positions = torch.cat([position_code(h, w, self.width, like=tokens) for h, w in sizes])
+        positions = torch.cat([position_code(h, w, self.width, region, like=tokens) for h, w in sizes])
         for attention in self.attentions:
             tokens = tokens + attention(tokens, positions, words, mask)
         tokens = tokens + self.feed_forward(tokens)
@@ -121,18 +123,22 @@ class TextCrossAttention(nn.Module):
         return scores, torch.matmul(values, output_weight).flatten(1, 2)
 
 
-def position_code(height: int, width: int, channels: int, like: torch.Tensor) -> torch.Tensor:
+def position_code(
+    height: int, width: int, channels: int, region: tuple[float, float, float, float], like: torch.Tensor
+) -> torch.Tensor:
     """Sines and cosines of the cell centres, `(height * width, channels)`: the first half of the channels says the
     row, the second the column. Coordinates run from 0 to 1 over the picture, so that "upper left" means the same at
     every scale and picture size; the slowest wave is half a turn, which tells one side from the other by its sign."""
     waves = torch.linspace(0, math.log(32), channels // 4, device=like.device, dtype=torch.float32).exp() * math.pi
+    top, left, bottom, right = region
 
-    def along(cells):
-        phase = (torch.arange(cells, device=like.device, dtype=torch.float32) + 0.5)[:, None] / cells * waves
+    def along(cells, start, end):
+        centres = (torch.arange(cells, device=like.device, dtype=torch.float32) + 0.5)[:, None] / cells
+        phase = (start + (end - start) * centres) * waves
         return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
-    rows = along(height)[:, None].expand(height, width, channels // 2)
-    columns = along(width)[None].expand(height, width, channels // 2)
+    rows = along(height, top, bottom)[:, None].expand(height, width, channels // 2)
+    columns = along(width, left, right)[None].expand(height, width, channels // 2)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1).to(like.dtype)
 
 

@@ -23,6 +23,7 @@ from .inference import fold_layer
 from .losses import consistency_loss, segmentation_loss
 from .outputs import TAMISegConsistencyPretrainingOutput, TAMISegImageSegmentationOutput
 from .text_encoder import TAMISegTextEncoder, without_pooler
+from .tiling import tiles
 from .vision_encoder import TAMISegVisionEncoder
 
 
@@ -179,6 +180,7 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
         text_embeds: torch.FloatTensor | None = None,
         image_indices: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
+        region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
         **kwargs,
     ) -> TAMISegImageSegmentationOutput:
         """
@@ -194,6 +196,8 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
             image_indices: int64 `(num_sentences,)`, which picture each sentence asks about: any number of sentences
                 per picture, in any order. A picture passes the encoder once, however many ask about it.
             labels: int64 `(num_sentences, height, width)`, class ids or `semantic_loss_ignore_index`.
+            region: top, left, bottom and right of what `pixel_values` show, in shares of the whole picture, so that
+                "left" keeps its meaning in a tile.
 
         Raises:
             ValueError: if both `input_ids` and `text_embeds` are given, or the text is not one row per question.
@@ -220,7 +224,7 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
         scales, details = self.decoder.read_image(vision_hidden_states)
         if image_indices is not None:
             scales, details = [m[image_indices] for m in scales], [m[image_indices] for m in details]
-        aligned = self.alignment(scales, text_embeds, attention_mask)
+        aligned = self.alignment(scales, text_embeds, attention_mask, region)
         padded_size = [side * self.config.vision_strides[0] for side in vision_hidden_states[0].shape[-2:]]
         logits = self.decoder(aligned, details, padded_size)[..., : size[0], : size[1]]
 
@@ -239,6 +243,58 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
             vision_hidden_states=vision_hidden_states,
             text_hidden_states=text_embeds,
             image_indices=image_indices,
+        )
+
+    @torch.no_grad()
+    def segment_in_tiles(
+        self,
+        pixel_values: torch.FloatTensor,
+        tile_size: int = 1024,
+        overlap: int = 256,
+        input_ids: torch.LongTensor | None = None,
+        **text,
+    ) -> TAMISegImageSegmentationOutput:
+        """A picture of any size in memory that the tile bounds: about what `forward` takes for `tile_size` squared,
+        and the logits of the whole.
+
+        Each tile knows where in the picture it lies. Where tiles overlap, their logits fade into each other; what
+        lies further from a tile's cut than the network looks is what `forward` would say of the whole picture.
+
+        Args:
+            pixel_values: `(batch_size, 3, height, width)`.
+            tile_size: side of a tile in pixels, rounded up to the coarsest stride.
+            overlap: how many pixels neighbours share, less than half a tile.
+            input_ids, **text: as in [`forward`].
+
+        Returns:
+            The output of [`forward`] with `logits` alone.
+
+        Raises:
+            ValueError: if the overlap is no less than half a tile.
+        """
+        if input_ids is not None:
+            masks = {key: text.get(key) for key in ("attention_mask", "token_type_ids")}
+            text["text_embeds"] = self.get_text_features(input_ids, **masks)
+            text.pop("token_type_ids", None)
+        height, width = pixel_values.shape[-2:]
+        padded = self.pad_to_stride(pixel_values)
+        logits = weights = None
+        for rows, columns, weight in tiles(padded.shape[-2:], tile_size, overlap, self.config.vision_strides[-1]):
+            region = (
+                rows.start / padded.shape[-2],
+                columns.start / padded.shape[-1],
+                rows.stop / padded.shape[-2],
+                columns.stop / padded.shape[-1],
+            )
+            output = self(padded[..., rows, columns], region=region, **text)
+            if logits is None:
+                logits = output.logits.new_zeros(*output.logits.shape[:2], *padded.shape[-2:])
+                weights = output.logits.new_zeros(padded.shape[-2:])
+            weight = weight.to(logits)
+            logits[..., rows, columns] += output.logits * weight
+            weights[rows, columns] += weight
+        return TAMISegImageSegmentationOutput(
+            logits=(logits / weights)[..., :height, :width], image_indices=text.get("image_indices")
         )
 
 

@@ -14,6 +14,7 @@ from modeling_tamiseg import (
     TAMISegForImageSegmentation,
     TextCache,
 )
+from modeling_tamiseg.tiling import tiles
 
 
 TEXT = {
@@ -180,6 +181,36 @@ def test_fused_model_says_the_same_and_cannot_be_trained_or_saved(tmp_path, kwar
         fused.train()
     with pytest.raises(ValueError, match="before fusing"):
         fused.save_pretrained(tmp_path)
+
+
+@torch.no_grad()
+def test_tiles_give_what_the_whole_picture_gives():
+    model = tiny_model(dilations=[1, 2])  # looks about 200 pixels far
+    pixel_values, input_ids = torch.randn(1, 3, 90, 1201), sentences(2)
+    asked = {"input_ids": input_ids, "image_indices": torch.zeros(2, dtype=torch.long)}
+    whole = model(pixel_values, **asked).logits
+    tiled = model.segment_in_tiles(pixel_values, tile_size=800, overlap=384, **asked).logits
+    assert tiled.shape == whole.shape
+    # The cuts are at 416 and 800: what lies 200 pixels from the cut of the only tile that shows it must be the same.
+    torch.testing.assert_close(tiled[..., :200], whole[..., :200], atol=1e-4, rtol=0)
+    torch.testing.assert_close(tiled[..., 1000:], whole[..., 1000:], atol=1e-4, rtol=0)
+    small = model.segment_in_tiles(pixel_values[..., :300], **asked).logits
+    torch.testing.assert_close(small, model(pixel_values[..., :300], **asked).logits, atol=1e-5, rtol=0)
+    # Without the place of a tile in the picture, words such as "left" would change their meaning.
+    unaware = model(pixel_values[..., 800:], **asked).logits
+    assert (unaware[..., 300:] - whole[..., 1100:]).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="less than half"):
+        model.segment_in_tiles(pixel_values, tile_size=64, overlap=32)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (48, 4096), (208, 336)])
+def test_tiles_cover_every_pixel_with_weights_that_sum_to_one(size):
+    total = torch.zeros(size)
+    for rows, columns, weight in tiles(size, tile_size=128, overlap=48, stride=16):
+        assert rows.stop - rows.start <= 128 and columns.stop - columns.start <= 128
+        assert not rows.start % 16 and not columns.start % 16
+        total[rows, columns] += weight
+    torch.testing.assert_close(total, torch.ones(size))
 
 
 def test_frozen_parts_hold_still():
