@@ -10,6 +10,7 @@ from setuptools import setup
 TRAIN = ["accelerate>=1.10", "datasets>=4.0", "evaluate>=0.4", "matplotlib>=3.8", "pyyaml>=6.0", "tqdm>=4.66"]
 DATA = ["datasets>=4.0", "imagehash>=4.3", "nibabel>=5.2", "openpyxl>=3.1", "pydicom>=3.0", "tqdm>=4.66"]
 DEMO = ["gradio>=6.31"]
+EXPORT = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.4"]
 
 setup(
     name="tamiseg",
@@ -33,7 +34,8 @@ setup(
         "train": TRAIN,
         "data": DATA,
         "demo": DEMO,
-        "dev": [*TRAIN, *DATA, *DEMO, "playwright>=1.50", "pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.12"],
+        "export": EXPORT,
+        "dev": [*TRAIN, *DATA, *DEMO, *EXPORT, "playwright>=1.50", "pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.12"],
     },
     entry_points={"console_scripts": ["tamiseg=processing.command_line:main"]},
 )

@@ -5,11 +5,11 @@
 import argparse
 import sys
 
-from . import hub, predict
+from . import export, hub, predict
 
 
 # Modules with an `add_command(commands)`; heavy imports wait until the command runs, so that --help is quick.
-ROOMS = (predict, hub)
+ROOMS = (predict, export, hub)
 
 
 def main(argv=None) -> int:
