@@ -29,6 +29,10 @@ ALIASES = {"mask": ("label", "labels", "annotation"), "prompt": ("text", "captio
 VALIDATION_SPELLINGS = ("validation", "valid", "val", "dev")
 
 
+class NoSuchSplit(ValueError):
+    """The source is there, the split is not."""
+
+
 def load_rows(source: str, split: str, *, max_rows: int | None = None, seed: int = 0) -> Sequence[dict]:
     """Gives the rows of one split.
 
@@ -339,7 +343,7 @@ def _find_split(split: str, available, source) -> str:
     for spelling in spellings:
         if spelling in available:
             return spelling
-    raise ValueError(f"'{source}' has no split '{split}': choose one of {_listed(sorted(available))}.")
+    raise NoSuchSplit(f"'{source}' has no split '{split}': choose one of {_listed(sorted(available))}.")
 
 
 def _with_our_columns(rows, split: str, source: str):
