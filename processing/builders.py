@@ -7,6 +7,7 @@
     Train_Folder/img, Train_Folder/labelcol, Train_text.xlsx        LViT's, with its texts (Image, Description)
     Train Set/Images, Train Set/Ground-truths/mask_*.png            QaTa-COV19 v2
     images, masks, train.txt, val.txt                               Kvasir-SEG
+    TrainDataset/image, TestDataset/Kvasir/images, .../masks        Kvasir-SEG 900/100, among other sets
     Training/*.tif beside *.xml                                     MoNuSeg (outlines of nuclei)
     scan.png beside scan_mask.png                                   a flat folder
 """
@@ -23,6 +24,7 @@ from .prompts import normalize_prompt
 from .sources import TABLES, Source
 
 
+WITHOUT_PICTURE = "name in a table or list without a picture"
 SPLITS = ("train", "validation", "test")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".dcm", ".nii", ".nii.gz")
 OUTLINES = ".xml"  # Aperio annotations, as MoNuSeg ships them
@@ -59,6 +61,7 @@ class NamedSet:
     patient: str | None = None  # first group of this pattern in the name; None where names tell nothing
     study: str | None = None
     reported: str = "test"  # what its owners call the part that everyone reports on
+    names: str | None = None  # pattern of its names, where it is passed on mixed with other sets
     note: str = ""
 
 
@@ -100,6 +103,7 @@ NAMED_SETS = {
         licence="research and education only; other use needs a written permission of its authors",
         citation="Jha et al., Kvasir-SEG: A Segmented Polyp Dataset, MMM 2020",
         reported="validation",
+        names=r"^c[jk][a-z0-9]{23}$",
         note="Its val.txt is the part that everyone reports on, so it becomes test; validation is drawn from train.",
     ),
     "monuseg": NamedSet(
@@ -149,7 +153,7 @@ class Problems:
         return (f"{kind}: {name}" for kind, names in self.found.items() for name in names)
 
 
-def pair_files(source: Source, problems: Problems, named: NamedSet | None = None) -> list[Case]:
+def pair_files(source: Source, problems: Problems, notes: list[str], named: NamedSet | None = None) -> list[Case]:
     """Pairs pictures, masks, sentences and splits by name.
 
     A mask is told by its own name (`mask_*`, `*_mask`, `*_gt`, ...) or by its folder's; everything else is a picture.
@@ -160,7 +164,8 @@ def pair_files(source: Source, problems: Problems, named: NamedSet | None = None
     Args:
         source: the files.
         problems: what cannot be paired is added here; the caller decides.
-        named: where names tell the patient.
+        notes: what was left out on purpose is added here.
+        named: where names tell the patient, and what belongs to the set.
 
     Returns:
         One case per pair, by name.
@@ -168,7 +173,10 @@ def pair_files(source: Source, problems: Problems, named: NamedSet | None = None
     Raises:
         ValueError: there are no pictures or no masks at all, or a table lacks its columns.
     """
-    pictures = [path for path in source.paths if path.lower().endswith(PICTURES)]
+    found = [path for path in source.paths if path.lower().endswith(PICTURES)]
+    pictures = [path for path in found if named is None or re.search(named.names or "", _stem(path))]
+    if len(pictures) < len(found):
+        notes.append(f"{len(found) - len(pictures)} files with names of another set were left out")
     masks = [path for path in pictures if _is_mask(path)]
     images = sorted(set(pictures) - set(masks))
     masks += [path for path in source.paths if path.lower().endswith(OUTLINES)]
@@ -191,7 +199,7 @@ def pair_files(source: Source, problems: Problems, named: NamedSet | None = None
     said = _read_tables(source, key, problems)
     listed = _read_lists(source)
     for name in sorted((said.keys() | listed.keys()) - by_key["image"].keys()):
-        problems.add("name in a table or list without a picture", name)
+        problems.add(WITHOUT_PICTURE, name)
     has_sentences = any(row.get("prompt") for row in said.values())
     cases = []
     for name in sorted(by_key["image"].keys() & by_key["mask"].keys()):

@@ -103,7 +103,7 @@ def find_leaks(traces: Iterable[Trace]) -> dict:
 
 
 def leak_table(report: dict) -> str:
-    """The report as a Markdown table: "2 (4 + 3 rows, 2.5 % of test)" are 2 shared ones, in 4 rows of the first split
+    """The report as a Markdown table: "2 (4 + 3 rows, 2.50 % of test)" are 2 shared ones, in 4 rows of the first split
     and 3 of the second."""
     columns = list(dict.fromkeys(tuple(pair["splits"]) for pair in report["pairs"]))
     lines = [
@@ -115,7 +115,7 @@ def leak_table(report: dict) -> str:
         for column in columns:
             pair = next(p for p in report["pairs"] if p["kind"] == kind and tuple(p["splits"]) == column)
             share = 100 * pair["rows"][1] / max(1, report["rows"][column[1]])
-            detail = f" ({pair['rows'][0]} + {pair['rows'][1]} rows, {share:.1f} % of {column[1]})"
+            detail = f" ({pair['rows'][0]} + {pair['rows'][1]} rows, {share:.2f} % of {column[1]})"
             cells.append("unknown" if pair["shared"] is None else f"{pair['shared']}" + detail * bool(pair["shared"]))
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     unknown = [f"{count} of {report['rows'][split]} in {split}" for split, count in report["unknown_patients"].items()]

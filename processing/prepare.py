@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .builders import NAMED_SETS, SPLITS, Case, NamedSet, Problems, pair_files
+from .builders import NAMED_SETS, SPLITS, WITHOUT_PICTURE, Case, NamedSet, Problems, pair_files
 from .data import fingerprint, load_rows
 from .image_processing_tamiseg import IGNORE_INDEX
 from .leaks import Trace, find_leaks, leak_table, trace
@@ -83,7 +83,9 @@ def prepare(name: str, source: str | Path, output: str | Path, plan: Plan | None
 
     notes: list[str] = []
     problems, files = Problems(), Source(source)
-    cases = pair_files(files, problems, named)
+    cases = pair_files(files, problems, notes, named)
+    if plan.partial and WITHOUT_PICTURE in problems.found:
+        notes.append(f"{len(problems.found.pop(WITHOUT_PICTURE))} names in tables or lists have no picture")
     if plan.patient_pattern is not None:
         found = [re.search(plan.patient_pattern, case.name) for case in cases]
         cases = [replace(case, patient_id=m[1] if m else None) for case, m in zip(cases, found, strict=True)]

@@ -87,7 +87,7 @@ def test_command(tmp_path, monkeypatch, capsys):
             lines.append(json.dumps(files | {"prompt": "x", "patient_id": f"p{seed // 2}"}))
         (tmp_path / "data" / split / "metadata.jsonl").write_text("\n".join(lines))
     assert main(["data", "leaks", str(tmp_path / "data"), "--output", str(tmp_path / "leaks.json")]) == 0
-    assert "| picture | 1 (1 + 1 rows, 50.0 % of validation) |" in capsys.readouterr().out
+    assert "| picture | 1 (1 + 1 rows, 50.00 % of validation) |" in capsys.readouterr().out
     report = json.loads((tmp_path / "leaks.json").read_text())
     assert pair(report, "patient", "train", "validation")["values"] == ["p1"]
     assert pair(report, "study", "train", "validation")["shared"] is None

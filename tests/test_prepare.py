@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import zipfile
 from pathlib import Path
@@ -202,6 +203,34 @@ def test_published_kvasir_splits_are_drawn_without_lists(tmp_path, monkeypatch):
         prepare("kvasir-seg", tmp_path / "bare", tmp_path / "c", Plan(split="880-120"))
 
 
+def test_kvasir_among_other_sets(tmp_path):
+    """As the 900/100 split is passed on: PNG, split by folder, frames of other sets beside it."""
+    for number in range(10):
+        folder = "TestDataset/Kvasir/images" if number >= 8 else "TrainDataset/image"
+        save(tmp_path / "source" / folder / f"cju{number:022}.png", draw(number)[0])
+        folder = "TestDataset/Kvasir/masks" if number >= 8 else "TrainDataset/masks"
+        save(tmp_path / "source" / folder / f"cju{number:022}.png", draw(number)[1])
+    for folder in (
+        "TrainDataset/image",
+        "TrainDataset/masks",
+        "TestDataset/CVC-300/images",
+        "TestDataset/CVC-300/masks",
+    ):
+        save(tmp_path / "source" / folder / "17.png", draw(17)["masks" in folder])
+    done = prepare("kvasir-seg", tmp_path / "source", tmp_path / "out", Plan(split="900-100", partial=True))
+    assert done["counts"]["test"] == 2 and sum(done["counts"].values()) == 10
+    assert "4 files with names of another set were left out" in done["notes"]
+
+
+def test_partial_takes_what_is_there(tmp_path):
+    write_qata(tmp_path / "source")
+    shutil.rmtree(tmp_path / "source" / "QaTa-COV19-v2" / "Test Set")
+    with pytest.raises(ValueError, match="2 name in a table or list without a picture"):
+        prepare("qata-cov19", tmp_path / "source", tmp_path / "out")
+    done = prepare("qata-cov19", tmp_path / "source", tmp_path / "out", Plan(partial=True))
+    assert done["counts"] == {"train": 6, "validation": 1}
+
+
 def test_monuseg_outlines(tmp_path):
     """As from its owners: tif pictures beside Aperio XML, no sentence, no validation part."""
     xml = (
@@ -296,7 +325,7 @@ def test_repeated_names_in_patient_folders(tmp_path):
         image, mask = draw(len(patient))
         save(tmp_path / "source" / patient / "images" / "001.png", image)
         save(tmp_path / "source" / patient / "masks" / "001.png", mask)
-    cases = pair_files(Source(tmp_path / "source"), Problems())
+    cases = pair_files(Source(tmp_path / "source"), Problems(), [])
     assert [(case.name, case.mask) for case in cases] == [
         ("anna/001", "anna/masks/001.png"),
         ("ben/001", "ben/masks/001.png"),
