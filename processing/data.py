@@ -177,6 +177,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         self.prompt_dropout = prompt_dropout
         self.keep_mask = keep_mask
         self.seed = seed
+        self.levels = _channel_levels(image_processor)
         # In shared memory, because persistent workers keep the copy of this object that they were born with.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -224,13 +225,26 @@ class SegmentationDataset(torch.utils.data.Dataset):
         mask = mask.resize(size, Image.Resampling.NEAREST)
         if self.augmentation is not None:
             image, mask, prompt = self.augmentation(image, mask, prompt, generator)
-        tensors = self.image_processor(images=image, segmentation_maps=mask, do_resize=False, return_tensors="pt")
-        item |= {"pixel_values": tensors["pixel_values"][0], "labels": tensors["labels"][0], "prompt": prompt}
+        labels = torch.from_numpy(np.asarray(mask, dtype=np.int64))
+        item |= {"pixel_values": self._pixel_values(image), "labels": labels, "prompt": prompt}
         if self.perturbation is not None:
             perturbed, affine = self.perturbation(image, generator)
-            tensors = self.image_processor(images=perturbed, do_resize=False, return_tensors="pt")
-            item |= {"perturbed_pixel_values": tensors["pixel_values"][0], "affine": torch.from_numpy(affine)}
+            item |= {"perturbed_pixel_values": self._pixel_values(perturbed), "affine": torch.from_numpy(affine)}
         return item
+
+    def _pixel_values(self, image: Image.Image) -> torch.Tensor:
+        """RGB picture -> float32 (3, H, W), the very numbers of the image processor, eight times as quick."""
+        pixels = np.asarray(image)
+        return torch.from_numpy(np.stack([levels[pixels[..., c]] for c, levels in enumerate(self.levels)]))
+
+
+def _channel_levels(image_processor) -> np.ndarray:
+    """What the image processor makes of each of the 256 levels of red, green and blue -> float32 (3, 256)."""
+    ramp = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, 256, 3))
+    levels = image_processor(images=ramp, do_resize=False, return_tensors="np")["pixel_values"][0]
+    if levels.shape != (3, 1, 256):
+        raise ValueError("The image processor crops or pads: switch that off, items have its 'size' anyway.")
+    return levels[:, 0]
 
 
 def collate(items: list[dict]) -> dict:

@@ -6,9 +6,9 @@
     print(leak_table(report))
 
 Near-duplicates are told by a perceptual hash of 256 bits (16 by 16 frequencies). At most 40 differing bits count as
-the same picture: in QaTa-COV19 such pairs are one radiograph saved twice, while from 50 bits on pictures of different
-patients with the same pose match, and with the usual 64-bit hash (distance 6) 98 % of the pairs whose patients are
-known are of two patients. Frames of one video that were taken from different places are not found.
+the same picture: in QaTa-COV19 such pairs are one radiograph saved twice, while from about 50 bits on, or with the
+usual hash of 64 bits, pictures of different patients in the same pose match. Frames of one video that were taken from
+different places are not found.
 """
 
 from __future__ import annotations
