@@ -9,7 +9,7 @@ from setuptools import setup
 
 TRAIN = [
     "accelerate>=1.10",
-    "datasets>=4.0",
+    "datasets>=5.2",
     "evaluate>=0.4",
     "matplotlib>=3.8",
     "pyyaml>=6.0",
@@ -17,7 +17,7 @@ TRAIN = [
     "tqdm>=4.66",
 ]
 DATA = [
-    "datasets>=4.0",
+    "datasets>=5.2",
     "imagehash>=4.3",
     "nibabel>=5.2",
     "openpyxl>=3.1",

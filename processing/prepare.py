@@ -31,7 +31,7 @@ from .sources import Source
 
 
 SHARES = {"validation": 0.1, "test": 0.1}  # of a folder that says nothing of splits
-ROWS_PER_WRITE = 100
+ROWS_PER_GROUP = 100  # what several readers of a stream share among them
 LEAK_WORDS = (
     "Equal pictures by the hash of their pixels, near pictures by at most {near} of 256 bits of a perceptual hash; "
     "names in `leaks.json`. A sentence that occurs in two splits is no leak by itself, but says how little the words "
@@ -251,7 +251,7 @@ def _write_rows(
                 split = case.split or "train"
                 traces.append(trace(image, split, row["name"], row["patient_id"], row["study_id"], row["prompt"]))
                 waiting.setdefault(split, []).append(row)
-                if len(waiting[split]) == ROWS_PER_WRITE:
+                if len(waiting[split]) == ROWS_PER_GROUP:
                     flush(split)
         for split in waiting:
             if waiting[split]:
