@@ -3,7 +3,7 @@
 """From the files as their owners distribute them to a folder of parquet that training reads, with its card.
 
     prepare("kvasir-seg", source="downloads/kvasir", output="data/kvasir")
-    prepare("folder", source="my_scans", output="data/mine", split_by="patient")
+    prepare("folder", source="my_scans", output="data/mine", plan=Plan(split_by="patient"))
 
 Everything is looked at before anything is refused: pairs, sizes, values, counts. `output` appears only when all is
 well, and holds `<split>-00000-of-00001.parquet` (pictures embedded, byte for byte where they needed no change),
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,10 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from .builders import NAMED_SETS, SPLITS, WITHOUT_PICTURE, Case, NamedSet, Problems, pair_files
-from .data import fingerprint, load_rows
+from .data import fingerprint, stream_rows
 from .image_processing_tamiseg import IGNORE_INDEX
 from .leaks import Trace, find_leaks, leak_table, trace
-from .sentences import WORDINGS, describe, write
+from .sentences import STYLES, WORDINGS, describe, write
 from .slices import dicom_identity, read_images, read_masks
 from .sources import Source
 
@@ -55,10 +56,17 @@ class Plan:
     def __post_init__(self):
         if self.split_by not in (None, "patient", "study"):
             raise ValueError(f"a split is drawn by patient or by study, not by '{self.split_by}'.")
-        if self.patient_pattern is not None and re.compile(self.patient_pattern).groups < 1:
-            raise ValueError(
-                f"the pattern '{self.patient_pattern}' has no group: mark the patient, as in '^(p[0-9]+)_'."
-            )
+        if self.sentences not in (None, *STYLES):
+            raise ValueError(f"there is no style '{self.sentences}' of sentences: choose one of {', '.join(STYLES)}.")
+        if self.patient_pattern is not None:
+            try:
+                groups = re.compile(self.patient_pattern).groups
+            except re.error as error:
+                raise ValueError(f"'{self.patient_pattern}' is no regular expression ({error}).") from error
+            if groups < 1:
+                raise ValueError(
+                    f"the pattern '{self.patient_pattern}' has no group: mark the patient, as in '^(p[0-9]+)_'."
+                )
 
 
 def prepare(name: str, source: str | Path, output: str | Path, plan: Plan | None = None) -> dict:
@@ -97,10 +105,9 @@ def prepare(name: str, source: str | Path, output: str | Path, plan: Plan | None
             case.study_id = case.study_id or case.name  # the slices of a volume are one study
     if not problems.found:
         assign_splits(cases, named, plan, notes)
-    working = output.with_name(output.name + ".partial")
-    shutil.rmtree(working, ignore_errors=True)
-    working.mkdir(parents=True)
     log = output.with_name(output.name + ".problems.txt")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    working = Path(tempfile.mkdtemp(prefix=f"{output.name}.", dir=output.parent))
     try:
         traces, facts = _write_rows(files, cases, working, plan, problems, named)
         if problems.found:
@@ -117,6 +124,7 @@ def prepare(name: str, source: str | Path, output: str | Path, plan: Plan | None
         if output.exists():
             output.rmdir()
         working.rename(output)
+        output.chmod(0o755)  # a temporary folder is its owner's alone
         log.unlink(missing_ok=True)
     finally:
         shutil.rmtree(working, ignore_errors=True)
@@ -325,7 +333,7 @@ def _command(name: str, plan: Plan) -> str:
 
 def _card(name: str, named: NamedSet | None, report: dict, notes: list[str], folder: Path, command: str) -> str:
     splits = list(report["rows"])
-    prints = {split: fingerprint(load_rows(str(folder), split)) for split in splits}
+    prints = {split: fingerprint(stream_rows(str(folder), split)[0]) for split in splits}
     data_files = "".join(f"      - split: {split}\n        path: {split}-*.parquet\n" for split in splits)
     front = (
         "---\nlicense: other\ntask_categories:\n- image-segmentation\ntags:\n- medical\nconfigs:\n"

@@ -63,7 +63,7 @@ class Source:
             raise ValueError(f"'{path}' is no whole zip archive ({error}): download it again.") from error
         for member in archive.infolist():
             name = PurePosixPath(member.filename.replace("\\", "/"))
-            if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+            if name.is_absolute() or ".." in name.parts or ":" in "".join(name.parts[:1]):
                 raise ValueError(f"'{path}' names a file outside of itself ('{member.filename}'): do not trust it.")
             if member.is_dir() or _is_hidden(name):
                 continue

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from processing.builders import NAMED_SETS, Problems, pair_files
 from processing.command_line import main
-from processing.data import load_rows
+from processing.data import fingerprint, load_rows
 from processing.prepare import Plan, prepare
 from processing.sources import Source
 
@@ -304,8 +304,23 @@ def test_folder_split_by_patient(tmp_path):
     assert all(pair["shared"] == 0 for pair in done["leaks"]["pairs"] if pair["kind"] == "patient")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "seed 3" in card and "--patient-pattern" in card and str(tmp_path) not in card
+    assert fingerprint(load_rows(str(tmp_path / "out"), "train")) in card
     with pytest.raises(ValueError, match="no study is known of any picture"):
         prepare("folder", tmp_path / "source", tmp_path / "again", Plan(split_by="study"))
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"patient_pattern": "p[0-9]+"}, "has no group"),
+        ({"patient_pattern": "(p"}, "is no regular expression"),
+        ({"sentences": "heart"}, "no style 'heart'"),
+        ({"split_by": "weekday"}, "by patient or by study"),
+    ],
+)
+def test_wishes_that_cannot_be_met(wish, words):
+    with pytest.raises(ValueError, match=words):
+        Plan(**wish)
 
 
 def test_flat_folder_of_several_classes(tmp_path):
@@ -463,7 +478,7 @@ def test_each_mistake_gets_its_sentence(tmp_path, capsys, mistake):
     )
     said = capsys.readouterr().err
     assert expected in said and said.count("tamiseg:") == 1 and "Traceback" not in said
-    assert not (tmp_path / "o").exists() and not (tmp_path / "o.partial").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"source", "cache", "o.problems.txt"}
 
 
 def test_all_problems_are_listed(tmp_path):
