@@ -22,6 +22,7 @@ import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import accelerate
@@ -46,7 +47,14 @@ from modeling_tamiseg import (
 from modeling_tamiseg.modeling_tamiseg import load_text_model, load_vision_model
 from processing import TAMISegImageProcessor, TAMISegProcessor
 from processing.augmentation import ConsistencyPerturbation, JointAugmentation
-from processing.data import SegmentationDataset, collate, fingerprint, load_rows
+from processing.data import (
+    SegmentationDataset,
+    StreamedSegmentationDataset,
+    collate,
+    fingerprint,
+    load_rows,
+    stream_rows,
+)
 from processing.hub import check_name, push, reserve
 from processing.metrics import SegmentationMeter
 from processing.model_card import describe_rows, model_card, source_of
@@ -69,6 +77,8 @@ class Arguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "a random subset of the validation rows"})
     prompt_dropout: float = field(default=0.2, metadata={"help": "share of training sentences that are hidden"})
     num_workers: int = field(default=0, metadata={"help": "processes that read data"})
+    streaming: bool = field(default=False, metadata={"help": "read training rows as they come, with no copy on disk"})
+    cache: bool = field(default=False, metadata={"help": "keep decoded training rows in memory, 4 bytes a pixel"})
     # Model
     vision_model: str = field(default="tiny", metadata={"help": "tiny (from scratch), a folder, or a Hub id"})
     text_model: str = field(default="tiny", metadata={"help": "tiny (from scratch), a folder, or a Hub id"})
@@ -104,6 +114,8 @@ class Arguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: give at least 1.")
+        if self.streaming and (self.cache or self.max_train_samples):
+            raise ValueError("streaming keeps no rows and picks none: leave out cache and max_train_samples.")
         if not 0 <= self.prompt_dropout <= 1:
             raise ValueError(f"prompt_dropout is a probability: give a number from 0 to 1, not {self.prompt_dropout}.")
         if self.push_to_hub and (self.stage != "finetune" or self.hub_model_id is None):
@@ -270,24 +282,38 @@ def main(argv=None) -> dict:
         reserve(arguments.hub_model_id, public=not arguments.hub_private)
 
     # Data. The sample's pictures have a seed of their own: every run is tested on the same ones.
-    train_rows = load_rows(arguments.dataset, "train", max_rows=arguments.max_train_samples)
+    if arguments.streaming:
+        train_rows, num_train_rows = stream_rows(arguments.dataset, "train")
+        if num_train_rows is None and arguments.max_steps is None:
+            raise ValueError(f"nobody says how many rows '{arguments.dataset}' streams: give --max_steps.")
+    else:
+        train_rows = load_rows(arguments.dataset, "train", max_rows=arguments.max_train_samples)
+        num_train_rows = len(train_rows)
     eval_rows = load_rows(arguments.dataset, "validation", max_rows=arguments.max_eval_samples)
     processor = build_processor(arguments, train_rows)
     model = build_model(arguments, processor)
     pretraining = arguments.stage == "pretrain"
-    train_data = SegmentationDataset(
-        train_rows,
-        processor.image_processor,
-        augmentation=JointAugmentation(),
-        perturbation=ConsistencyPerturbation() if pretraining else None,
-        prompt_dropout=0.0 if pretraining else arguments.prompt_dropout,
-        seed=arguments.seed,
-    )
+    views = {
+        "augmentation": JointAugmentation(),
+        "perturbation": ConsistencyPerturbation() if pretraining else None,
+        "prompt_dropout": 0.0 if pretraining else arguments.prompt_dropout,
+        "seed": arguments.seed,
+    }
+    if arguments.streaming:
+        train_data = StreamedSegmentationDataset(
+            train_rows,
+            processor.image_processor,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            **views,
+        )
+    else:
+        train_data = SegmentationDataset(train_rows, processor.image_processor, cache=arguments.cache, **views)
     eval_data = SegmentationDataset(eval_rows, processor.image_processor, keep_mask=True)
     train_loader = DataLoader(
         train_data,
         batch_size=arguments.batch_size,
-        shuffle=True,
+        shuffle=None if arguments.streaming else True,
         collate_fn=collate,
         num_workers=arguments.num_workers,
         persistent_workers=arguments.num_workers > 0,
@@ -321,7 +347,13 @@ def main(argv=None) -> dict:
         groups[0]["params"] += list(distiller.projectors.parameters())
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=arguments.weight_decay)
     bare_model = model
-    model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if arguments.streaming:  # each process reads its own share already
+        rows_per_step = arguments.batch_size * accelerator.num_processes
+        length = math.ceil(num_train_rows / rows_per_step) if num_train_rows else arguments.max_steps
+        train_loader = StreamedBatches(train_loader, length, accelerator.device)
+    else:
+        train_loader = accelerator.prepare(train_loader)
     if distiller is not None:
         distiller = accelerator.prepare(distiller)
     steps_per_epoch = len(train_loader)
@@ -345,7 +377,7 @@ def main(argv=None) -> dict:
             (output / "metrics.jsonl").unlink(missing_ok=True)
         (output / "config.yaml").write_text(yaml.safe_dump(asdict(arguments), sort_keys=False))
     say(
-        f"{len(train_rows)} training rows, {len(eval_rows)} validation rows, {total_steps} steps of "
+        f"{num_train_rows or 'streamed'} training rows, {len(eval_rows)} validation rows, {total_steps} steps of "
         f"{arguments.batch_size * accelerator.num_processes}, {sum(p.numel() for p in parameters) / 1e6:.2f} M "
         f"trainable parameters, {accelerator.num_processes} process(es) on {accelerator.device}, seed {arguments.seed}"
     )
@@ -424,17 +456,19 @@ def main(argv=None) -> dict:
     asked = {"no_text": arms["no_text"]} if pretraining else arms
     best_text = None if pretraining else TextInputs(best, processor, accelerator.device)
     scores = evaluate(accelerator, best, best_text, processor, eval_loader, asked)
+    # A stream is not read again only to be described.
+    kept_rows = {"validation": eval_rows} if arguments.streaming else {"train": train_rows, "validation": eval_rows}
     result = {
         "command": "python train_hf.py " + shlex.join(sys.argv[1:] if argv is None else argv),
         "arguments": asdict(arguments),
         "split": "validation",
         "scores": scores,
-        "data": {"train": fingerprint(train_rows), "validation": fingerprint(eval_rows)},
+        "data": {split: fingerprint(rows) for split, rows in kept_rows.items()},
         "rows": {
             split: describe_rows(column(rows, "prompt"), column(rows, "patient_id"))
-            for split, rows in (("train", train_rows), ("validation", eval_rows))
+            for split, rows in kept_rows.items()
         },
-        "shared_patients": len(set(column(train_rows, "patient_id")) & set(column(eval_rows, "patient_id")) - {None}),
+        "shared_patients": None if arguments.streaming else shared_patients(train_rows, eval_rows),
         "sources": {
             role: source_of(getattr(arguments, role)) for role in ("dataset", "vision_model", "text_model", "teacher")
         },
@@ -487,6 +521,23 @@ class IndexedRows(torch.utils.data.Dataset):
         return {**self.rows[self.indices[position]], "index": self.indices[position]}
 
 
+class StreamedBatches:
+    """So many batches a pass, the same number on every process: a share that ends early begins again."""
+
+    def __init__(self, loader: DataLoader, length: int, device):
+        self.loader, self.length, self.device = loader, length, device
+
+    def __len__(self):
+        return self.length
+
+    def set_epoch(self, epoch: int):
+        self.loader.dataset.set_epoch(epoch)
+
+    def __iter__(self):
+        for batch in islice(chain.from_iterable(repeat(self.loader)), self.length):
+            yield {key: value.to(self.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+
+
 def collate_indexed(items):
     indices = [item.pop("index") for item in items]
     return {**collate(items), "index": indices}
@@ -494,7 +545,16 @@ def collate_indexed(items):
 
 def column(rows, name: str) -> list:
     """One column, without decoding the others."""
-    return [row[name] for row in rows] if isinstance(rows, list) else rows.select_columns(name)[name][:]
+    if isinstance(rows, list):
+        return [row[name] for row in rows]
+    if name not in rows.column_names:  # only a stream may lack one
+        return []
+    return list(rows.select_columns(name)[name])
+
+
+def shared_patients(*splits) -> int:
+    """How many patients, where they are known, are in all splits."""
+    return len(set.intersection(*(set(column(rows, "patient_id")) for rows in splits)) - {None})
 
 
 def save(model, processor, folder: Path) -> None:

@@ -6,16 +6,20 @@ alone. Every draw comes from the generator that is passed in, so a view depends 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
+from .image_processing_tamiseg import IGNORE_INDEX
 from .prompts import mirror_prompt
+from .sentences import agreeing
 
 
 # Weights of R, G and B in the brightness that the eye sees (ITU-R 601, the ones PIL uses for mode L).
 LUMA = np.array([0.299, 0.587, 0.114])
+FLIPS = {"horizontal": ImageOps.mirror, "vertical": ImageOps.flip}
 
 
 @dataclass
@@ -23,7 +27,11 @@ class JointAugmentation:
     """A random view for stage 2: picture, mask and sentence stay true to each other.
 
     A flip rewrites the sentence ("left" becomes "right"). Turns by 90 degrees are never drawn, because no rewriting
-    makes a sentence true again; rotation and translation are small enough to leave "left" on the left.
+    makes a sentence true again; rotation and translation are small enough to leave "left" on the left. A scale above 1
+    together with a translation is a crop.
+
+    What a sentence of a style that `sentences.parse` reads says of the mask, and says truly, stays true: a drawn
+    motion that would end it is halved, then left out, and at last the flips are left out too.
     """
 
     horizontal_flip: float = 0.5  # probability
@@ -34,6 +42,7 @@ class JointAugmentation:
     brightness: float = 0.2  # factors are drawn from [1 - 0.2, 1 + 0.2]
     contrast: float = 0.2
     gamma: float = 0.2
+    keep_true: bool = True  # False: the sentence follows the flips only
 
     def __post_init__(self):
         for name in ("horizontal_flip", "vertical_flip"):
@@ -65,14 +74,21 @@ class JointAugmentation:
         """
         if image.size != mask.size:
             raise ValueError(f"The picture is {image.size} and its mask {mask.size}: resize them to one size first.")
-        if generator.random() < self.horizontal_flip:
-            image, mask, prompt = ImageOps.mirror(image), ImageOps.mirror(mask), mirror_prompt(prompt, "horizontal")
-        if generator.random() < self.vertical_flip:
-            image, mask, prompt = ImageOps.flip(image), ImageOps.flip(mask), mirror_prompt(prompt, "vertical")
-
-        affine = _draw_affine(generator, image.size, self.rotation_degrees, self.translation, self.scale)
+        chances = {"horizontal": self.horizontal_flip, "vertical": self.vertical_flip}
+        flips = [axis for axis, chance in chances.items() if generator.random() < chance]
+        motion = _draw_motion(generator, self.rotation_degrees, self.translation, self.scale)
+        true_before = agreeing(prompt, _target(mask)) if self.keep_true else set()
+        for kept_flips, strength in ((flips, 1.0), (flips, 0.5), (flips, 0.0), ([], 0.0)):
+            affine = _affine(motion, image.size, strength)
+            new_mask, new_prompt = mask, prompt
+            for axis in kept_flips:
+                new_mask, new_prompt = FLIPS[axis](new_mask), mirror_prompt(new_prompt, axis)
+            new_mask = new_mask.transform(mask.size, Image.Transform.AFFINE, affine, Image.Resampling.NEAREST)
+            if not true_before or true_before <= agreeing(new_prompt, _target(new_mask)):
+                break
+        for axis in kept_flips:
+            image = FLIPS[axis](image)
         image = image.transform(image.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
-        mask = mask.transform(mask.size, Image.Transform.AFFINE, affine, Image.Resampling.NEAREST)
 
         # All three act on each channel value by itself, so one table of 256 entries does them in one pass.
         gamma = _draw_factor(generator, self.gamma)
@@ -81,7 +97,32 @@ class JointAugmentation:
         level = 255 * (np.arange(256) / 255) ** gamma
         mean = level[np.asarray(image.convert("L"))].mean()
         table = ((level - mean) * contrast + mean) * brightness
-        return image.point(table.clip(0, 255).round().astype(int).tolist() * 3), mask, prompt
+        return image.point(table.clip(0, 255).round().astype(int).tolist() * 3), new_mask, new_prompt
+
+
+def measure_truth(
+    augmentation: JointAugmentation, prompts: Sequence[str | None], masks: Sequence[Image.Image], seeds: Iterable[int]
+) -> dict[str, float]:
+    """How often everything that a sentence truly said of its mask is still true of the view's sentence and mask.
+
+    Args:
+        augmentation: draws one view per mask and seed.
+        prompts, masks: the rows; masks of mode L with class ids.
+        seeds: each gives all rows once.
+
+    Returns:
+        `rows`: views of rows whose sentence truly says something; `kept`: the share of them that stay as true.
+    """
+    kept = []
+    for seed in seeds:
+        for index, (prompt, mask) in enumerate(zip(prompts, masks, strict=True)):
+            before = agreeing(prompt, _target(mask))
+            if before:
+                picture = Image.new("RGB", mask.size)
+                generator = np.random.default_rng([seed, index])
+                _, new_mask, new_prompt = augmentation(picture, mask, prompt, generator)
+                kept.append(before <= agreeing(new_prompt, _target(new_mask)))
+    return {"rows": len(kept), "kept": float(np.mean(kept)) if kept else 1.0}
 
 
 @dataclass
@@ -138,7 +179,7 @@ class ConsistencyPerturbation:
         if sigma:
             image = image.filter(ImageFilter.GaussianBlur(sigma))
 
-        affine = _draw_affine(generator, image.size, self.rotation_degrees, self.translation, self.scale)
+        affine = _affine(_draw_motion(generator, self.rotation_degrees, self.translation, self.scale), image.size)
         image = image.transform(image.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
         if generator.random() < self.erasing:
             image = self._erase(image, generator)
@@ -194,26 +235,33 @@ def _draw_factor(generator: np.random.Generator, strength: float) -> float:
     return generator.uniform(1 - strength, 1 + strength)
 
 
-def _draw_affine(
-    generator: np.random.Generator,
-    size: tuple[int, int],
-    rotation_degrees: float,
-    translation: float,
-    scale: tuple[float, float],
-) -> tuple[float, ...]:
-    """Draws a rotation, a scale and a shift about the centre of a picture of `size` (width, height).
+def _target(mask: Image.Image) -> np.ndarray:
+    """The pixels that a sentence is about: any class but the background -> bool (height, width)."""
+    ids = np.asarray(mask)
+    return (ids > 0) & (ids != IGNORE_INDEX)
+
+
+def _draw_motion(
+    generator: np.random.Generator, rotation_degrees: float, translation: float, scale: tuple[float, float]
+) -> tuple[float, float, float, float]:
+    """Draws an angle in radians, a factor, and a shift in shares of the width and of the height."""
+    angle = math.radians(generator.uniform(-rotation_degrees, rotation_degrees))
+    factor = generator.uniform(*scale)
+    return angle, factor, generator.uniform(-translation, translation), generator.uniform(-translation, translation)
+
+
+def _affine(motion: tuple[float, ...], size: tuple[int, int], strength: float = 1.0) -> tuple[float, ...]:
+    """A motion about the centre of a picture of `size` (width, height); strength 0 leaves it where it is.
 
     Returns PIL's six numbers (a, b, c, d, e, f): the view's point (x, y) shows the picture's point
     (a x + b y + c, d x + e y + f), in pixels, where the first pixel's centre is at (0.5, 0.5).
     """
     width, height = size
-    angle = math.radians(generator.uniform(-rotation_degrees, rotation_degrees))
-    factor = generator.uniform(*scale)
-    shift_x = width * generator.uniform(-translation, translation)
-    shift_y = height * generator.uniform(-translation, translation)
+    angle, factor, shift_x, shift_y = motion
+    angle, factor = strength * angle, factor**strength
     # The inverse of "rotate, enlarge, shift": what PIL and affine_grid both ask for.
     a, b = math.cos(angle) / factor, math.sin(angle) / factor
-    x, y = width / 2 + shift_x, height / 2 + shift_y
+    x, y = width * (0.5 + strength * shift_x), height * (0.5 + strength * shift_y)
     return a, b, width / 2 - a * x - b * y, -b, a, height / 2 + b * x - a * y
 
 

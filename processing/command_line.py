@@ -5,11 +5,11 @@
 import argparse
 import sys
 
-from . import export, hub, predict
+from . import data_commands, export, hub, predict
 
 
 # Modules with an `add_command(commands)`; heavy imports wait until the command runs, so that --help is quick.
-ROOMS = (predict, export, hub)
+ROOMS = (data_commands, predict, export, hub)
 
 
 def main(argv=None) -> int:
@@ -21,6 +21,9 @@ def main(argv=None) -> int:
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
+    except ModuleNotFoundError as error:
+        print(f"tamiseg: '{error.name}' is not installed: pip install 'tamiseg[data,train]'", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"tamiseg: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
@@ -94,7 +94,7 @@ class TAMISegImageProcessor(PilBackend):
         if image.has_transparency_data:
             black = Image.new("RGBA", image.size, (0, 0, 0, 255))
             image = Image.alpha_composite(black, image.convert("RGBA"))
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
 
     def load_mask(self, mask: ImageInput | str | os.PathLike, num_labels: int | None = None) -> Image.Image:
         """
@@ -123,10 +123,11 @@ class TAMISegImageProcessor(PilBackend):
             mask = mask[..., :-1]
         if (mask != mask[..., :1]).any():
             raise ValueError("the mask is coloured: replace each colour by its class id and save it as one channel.")
-        mask = mask[..., 0]
+        mask = mask[..., 0].view(np.uint8) if mask.dtype == bool else mask[..., 0]
 
-        values = np.unique(mask)
-        if num_labels == 2 and np.isin(values, (0, 255)).all():
+        # Most masks are of 8 bits, and counting is five times as quick as sorting.
+        values = np.flatnonzero(Image.fromarray(mask).histogram()) if mask.dtype == np.uint8 else np.unique(mask)
+        if num_labels == 2 and set(values.tolist()) <= {0, 255}:
             mask = mask == 255
         elif unknown := [value for value in values.tolist() if value not in range(num_labels) and value != 255]:
             remedy = (
@@ -291,6 +292,7 @@ def _read(picture, input_data_format: str | ChannelDimension | None = None) -> I
     try:
         if isinstance(picture, (str, os.PathLike)):
             with Image.open(picture) as opened:
+                opened.load()
                 return _upright(opened)
         if isinstance(picture, Image.Image):
             return _upright(picture)
@@ -310,7 +312,8 @@ def _upright(picture: Image.Image) -> Image.Image:
         raise ValueError(f"the picture is a stack of {picture.n_frames}: give its slices one by one.")
     if 0 in picture.size:
         raise ValueError(f"the picture is empty ({picture.width}x{picture.height}): give one that has pixels.")
-    return ImageOps.exif_transpose(picture)
+    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return ImageOps.exif_transpose(picture) if turned else picture
 
 
 def _channels_last(

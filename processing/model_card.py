@@ -263,7 +263,8 @@ def _training_data(training: dict, rows: dict) -> str:
                 f"{about['sentences']} | `{training['data'][split][:16]}` |"
             )
         text += "\n\n" + "\n".join(lines)
-        text += f"\n\nPatients in both splits, by their ids: {training['shared_patients']}."
+        if training["shared_patients"] is not None:
+            text += f"\n\nPatients in both splits, by their ids: {training['shared_patients']}."
         if any(about["rows_without_patient"] for about in rows.values()):
             text += " Of the rows without an id it is unknown whether the split keeps patients apart."
     return text

@@ -15,7 +15,15 @@ from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 
 from processing.augmentation import ConsistencyPerturbation, JointAugmentation
-from processing.data import SegmentationDataset, collate, fingerprint, load_rows, read_row
+from processing.data import (
+    SegmentationDataset,
+    StreamedSegmentationDataset,
+    collate,
+    fingerprint,
+    load_rows,
+    read_row,
+    stream_rows,
+)
 from processing.image_processing_tamiseg import TAMISegImageProcessor
 
 
@@ -166,7 +174,9 @@ def test_image_folder(tmp_path):
 
 def test_hub(monkeypatch):
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda source: ["train", "dev"])
-    monkeypatch.setattr(datasets, "load_dataset", lambda source, split: table({"train": 4, "dev": 2}[split]))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda source, split, streaming: table({"train": 4, "dev": 2}[split])
+    )
     assert len(load_rows("somebody/scans", "validation")) == 2
 
 
@@ -452,3 +462,131 @@ def test_seed_changes_draws():
     first, second = data(0), data(1)
     assert (first[0]["pixel_values"] != second[0]["pixel_values"]).any()
     torch.testing.assert_close(first[0]["pixel_values"], first[-1]["pixel_values"], rtol=0, atol=0)
+
+
+# Streams and the cache
+
+
+def write_shards(folder, count: int = 23, shards: int = 3, **columns) -> str:
+    data = table(count, prompt=[f"left {index}" for index in range(count)], **columns)
+    folder.mkdir()
+    for shard in range(shards):
+        data.shard(shards, shard, contiguous=True).to_parquet(folder / f"train-{shard:05}-of-{shards:05}.parquet")
+    return str(folder)
+
+
+def test_stream_gives_the_same_items(tmp_path):
+    source = write_shards(tmp_path / "p")
+    stream, count = stream_rows(source, "train")
+    assert count == 23
+    known = {item["name"]: item for item in SegmentationDataset(load_rows(source, "train"), processor())}
+    streamed = list(StreamedSegmentationDataset(stream, processor()))
+    assert [item["name"] for item in streamed] != list(known)
+    assert {item["name"] for item in streamed} == set(known) and len(streamed) == 23
+    for item in streamed:
+        assert item["prompt"] == known[item["name"]]["prompt"] and item["patient_id"] is None
+        for key in ("pixel_values", "labels"):
+            torch.testing.assert_close(item[key], known[item["name"]][key], rtol=0, atol=0)
+    in_order = StreamedSegmentationDataset(stream, processor(), buffer_size=0)
+    assert [item["name"] for item in in_order] == list(known)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_and_workers_share_a_stream(tmp_path, world_size, workers):
+    stream, _ = stream_rows(write_shards(tmp_path / "p"), "train")
+    names = []
+    for rank in range(world_size):
+        data = StreamedSegmentationDataset(stream, processor(), rank=rank, world_size=world_size)
+        share = [name for batch in loader(data, workers, shuffle=None) for name in batch["name"]]
+        assert len(share) >= 23 // world_size - 1
+        names += share
+    assert sorted(names) == sorted(f"scan_{index}" for index in range(23))
+
+
+def test_stream_draws_follow_seed_and_epoch(tmp_path):
+    stream, _ = stream_rows(write_shards(tmp_path / "p", 6, 1), "train")
+
+    def items(epoch, seed=0, buffer_size=1000):
+        options = {"augmentation": JointAugmentation(), "seed": seed, "buffer_size": buffer_size}
+        data = StreamedSegmentationDataset(stream, processor(), **options)
+        data.set_epoch(epoch)
+        return {item["name"]: item["pixel_values"].sum().item() for item in data}
+
+    assert items(0) == items(0) == items(0, buffer_size=0)  # the order does not count
+    assert items(0) != items(1) and items(0) != items(0, seed=1)
+    assert list(items(0)) != list(items(1))
+
+
+def test_stream_of_a_table_that_knows_nothing_of_pictures(tmp_path):
+    """As other tools write it: the columns of others, no note of `datasets` on what they hold."""
+    import pyarrow
+    from pyarrow import parquet
+
+    pictures = [draw(index) for index in range(3)]
+    columns = {
+        "image": [{"bytes": encode(image), "path": None} for image, _ in pictures],
+        "label": [{"bytes": encode(mask), "path": None} for _, mask in pictures],
+        "caption": ["a", "b", None],
+        "note": [1, 2, 3],
+    }
+    (tmp_path / "p").mkdir()
+    parquet.write_table(pyarrow.table(columns), tmp_path / "p" / "train.parquet")
+    stream, count = stream_rows(str(tmp_path / "p"), "train")
+    items = list(StreamedSegmentationDataset(stream, processor(), buffer_size=0))
+    assert count == 3 and [item["prompt"] for item in items] == ["a", "b", None]
+    assert items[0]["labels"].sum() > 0
+
+
+def test_stream_refusals(tmp_path):
+    for source in ("builtin", str(tmp_path)):
+        with pytest.raises(ValueError, match="cannot be streamed"):
+            stream_rows(source, "train")
+    source = write_parquet(tmp_path / "p", "train", table(2))
+    with pytest.raises(ValueError, match="no split 'test'"):
+        stream_rows(source, "test")
+    broken = table(1).cast_column("image", datasets.Image(decode=False)).to_dict()
+    broken["image"][0]["bytes"] = broken["image"][0]["bytes"][:60]
+    broken["mask"] = [{"bytes": encode(draw(0)[1]), "path": None}]
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    stream, _ = stream_rows(
+        write_parquet(tmp_path / "b", "train", datasets.Dataset.from_dict(broken, features)), "train"
+    )
+    with pytest.raises(ValueError, match="row 'scan_0' has no image that can be decoded"):
+        list(StreamedSegmentationDataset(stream, processor()))
+
+
+def test_stream_from_the_hub(tmp_path, monkeypatch):
+    def load(source, split, streaming):
+        assert streaming
+        return table({"train": 4, "dev": 2}[split]).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda source: ["train", "dev"])
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    stream, count = stream_rows("somebody/scans", "validation")
+    assert count is None  # this Hub does not say
+    assert len(list(StreamedSegmentationDataset(stream, processor()))) == 2
+
+
+def test_cache_decodes_once_and_draws_anew():
+    class Counted(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            Counted.reads += 1
+            return super().__getitem__(index)
+
+    rows = Counted(drawn_rows(3))
+    cached = SegmentationDataset(rows, processor(), augmentation=JointAugmentation(), cache=True)
+    plain = SegmentationDataset(drawn_rows(3), processor(), augmentation=JointAugmentation())
+    sums = []
+    for epoch in (0, 1):
+        for data in (cached, plain):
+            data.set_epoch(epoch)
+        for index in range(3):
+            assert cached[index]["prompt"] == plain[index]["prompt"]
+            torch.testing.assert_close(cached[index]["pixel_values"], plain[index]["pixel_values"], rtol=0, atol=0)
+        sums.append([cached[index]["pixel_values"].sum().item() for index in range(3)])
+    assert Counted.reads == 3 and sums[0] != sums[1]
+    with pytest.raises(ValueError, match="drop one"):
+        SegmentationDataset(rows, processor(), cache=True, keep_mask=True)

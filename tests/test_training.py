@@ -151,3 +151,44 @@ def test_bad_input_ends_with_one_sentence(tmp_path, words, sentence):
     assert "Traceback" not in run.stderr
     said = [line for line in run.stderr.splitlines() if line.startswith("train_hf.py:")]
     assert len(said) == 1 and sentence in said[0], run.stderr
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder as `tamiseg data prepare` writes it."""
+    from processing.prepare import Plan, prepare
+    from tests.test_prepare import write_folder
+
+    folder = tmp_path_factory.mktemp("prepared")
+    write_folder(folder / "source", 20)
+    prepare("folder", folder / "source", folder / "data", Plan(sentences="lung"))
+    return folder / "data"
+
+
+DRAWN = ["--stage", "finetune", "--image_size", "32", "--batch_size", "4", "--cpu", "true", "--epochs", "2"]
+
+
+@pytest.mark.parametrize("way", ["streaming", "cache"])
+def test_streamed_and_cached_rows_train(tmp_path, prepared, way):
+    result = main([*DRAWN, "--dataset", str(prepared), "--output_dir", str(tmp_path), f"--{way}", "true"])
+    assert result["steps"] == 8  # 16 rows in steps of 4, twice
+    assert ("train" not in result["data"]) == (way == "streaming")
+    assert result["scores"]["full_text"]["num_images"] == 2
+
+
+def test_two_processes_share_a_stream(tmp_path, prepared):
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29518",
+               str(root / "train_hf.py"), *DRAWN, "--dataset", str(prepared), "--output_dir", str(tmp_path),
+               "--streaming", "true", "--batch_size", "3", "--freeze_text_encoder", "false"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment, cwd=root)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == 6  # 8 rows each, in steps of 3, twice
+
+
+def test_a_stream_keeps_and_picks_nothing():
+    words = ["--stage", "finetune", "--output_dir", "x", "--streaming", "true"]
+    for also in (["--cache", "true"], ["--max_train_samples", "3"]):
+        with pytest.raises(ValueError, match="streaming keeps no rows and picks none"):
+            parse_arguments([*words, *also])

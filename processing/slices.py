@@ -1,0 +1,232 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures and masks out of the files that hold them: PNG, JPEG, TIFF, DICOM, NIfTI volumes, outlines in XML.
+
+What can be stored as it is stays byte for byte; what holds more than 8 bits is windowed to grey as it is told to.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+from .image_processing_tamiseg import WINDOW, TAMISegImageProcessor
+from .sources import MAX_FILE_BYTES
+
+
+KEPT_FORMATS = ("PNG", "JPEG", "WEBP")  # what browsers, `datasets` and Pillow all show
+NEEDS_WINDOW = (
+    "holds more than 8 bits: say how they become grey with --window CENTER,WIDTH (CT lung: -600,1500 Hounsfield "
+    "units; only a DICOM or NIfTI file knows these units), or --window auto for the 0.5-99.5 percentile"
+)
+
+
+@dataclass
+class Slice:
+    """One picture: `image` is 8-bit L or RGB; `encoded` its file, of that `format`; `spacing` mm between rows and
+    between columns, None where the file does not say."""
+
+    image: Image.Image
+    encoded: bytes
+    format: str = "PNG"
+    spacing: tuple[float, float] | None = None
+
+
+@dataclass
+class MaskSlice:
+    """One mask: `image` is of mode L and holds class ids, 255 for pixels to ignore; `encoded` its PNG file; `cut`
+    tells whether grey values had to be made two."""
+
+    image: Image.Image
+    encoded: bytes
+    cut: bool = False
+
+
+def read_images(path: str, content: bytes, window: str | tuple[float, float] | None = None) -> list[Slice]:
+    """Reads a file: one picture, or every slice of a volume.
+
+    Args:
+        path: its name; the extension says the format.
+        content: the file.
+        window: (centre, width) in the units of the file; "auto" for the 0.5-99.5 percentile of the whole file; None
+            for what a DICOM file says itself, and 8-bit files.
+
+    Returns:
+        The slices, a volume's from its feet upwards, each as a radiologist sees it: the patient's right is on the
+        left side of the picture, the front is up.
+
+    Raises:
+        ValueError: it cannot be read, or holds more than 8 bits and no window is known.
+    """
+    if path.lower().endswith(".dcm"):
+        return _read_dicom(content, window)
+    if path.lower().endswith((".nii", ".nii.gz")):
+        volume, spacing = _read_nifti(path, content)
+        return [_grey_slice(values, spacing=spacing) for values in _to_grey(volume, window)]
+    opened = open_picture(content)
+    if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
+        return [_grey_slice(_to_grey(np.asarray(opened), window))]
+    image = TAMISegImageProcessor().load_image(opened)
+    if opened.format in KEPT_FORMATS:
+        return [Slice(image, content, opened.format)]
+    return [Slice(image, encode(image))]
+
+
+def read_masks(
+    path: str, content: bytes, num_labels: int, size: tuple[int, int], may_cut: bool = False
+) -> list[MaskSlice]:
+    """Reads the masks of a file: of a picture one, of a volume one per slice.
+
+    Args:
+        path: its name; the extension says the format.
+        content: the file.
+        num_labels: classes, background included.
+        size: (width, height) of the picture, which outlines need.
+        may_cut: cut grey values of a mask of two classes at half the brightness. JPEG masks always are: nobody drew
+            their grey edges.
+
+    Raises:
+        ValueError: it cannot be read, or holds values that are no class ids.
+    """
+    loader = TAMISegImageProcessor(num_labels=num_labels)
+    if path.lower().endswith(".xml"):
+        outlines = _draw_outlines(content, size)
+        return [MaskSlice(loader.load_mask(outlines), encode(outlines))]
+    if path.lower().endswith((".nii", ".nii.gz", ".dcm")):
+        volume = _dicom_values(content)[0] if path.lower().endswith(".dcm") else _read_nifti(path, content)[0]
+        masks = [loader.load_mask(np.asarray(values)) for values in (volume if volume.ndim == 3 else volume[None])]
+        return [MaskSlice(mask, encode(mask)) for mask in masks]
+    opened = open_picture(content)
+    try:
+        mask = loader.load_mask(opened)
+    except ValueError:
+        if num_labels != 2 or not (may_cut or opened.format == "JPEG"):
+            raise
+        cut = ImageOps.exif_transpose(opened).convert("L").point(lambda value: 255 * (value > 127))
+        return [MaskSlice(loader.load_mask(cut), encode(cut), cut=True)]
+    return [MaskSlice(mask, content if opened.format == "PNG" else encode(mask))]
+
+
+def open_picture(content: bytes) -> Image.Image:
+    """Opens and decodes; a ValueError says what is wrong with the file."""
+    if not content:
+        raise ValueError("is empty")
+    try:
+        opened = Image.open(io.BytesIO(content))
+        opened.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error).replace(str(io.BytesIO), "").split(" <_io")[0]
+        raise ValueError(f"cannot be decoded ({reason})") from error
+    return opened
+
+
+def encode(image: Image.Image) -> bytes:
+    """A PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _to_grey(values: np.ndarray, window: str | tuple[float, float] | None) -> np.ndarray:
+    """Values of any range, any shape -> uint8 grey, through one window for all of them."""
+    if window is None:
+        if values.dtype == np.uint8:
+            return values
+        raise ValueError(NEEDS_WINDOW)
+    values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("holds NaN or infinite values: replace them, for example with numpy.nan_to_num")
+    if window == "auto":
+        low, high = np.percentile(values, WINDOW)
+    else:
+        low, high = window[0] - window[1] / 2, window[0] + window[1] / 2
+    return np.clip(np.rint((values - low) * (255 / max(high - low, 1e-6))), 0, 255).astype(np.uint8)
+
+
+def _grey_slice(values: np.ndarray, **known) -> Slice:
+    image = Image.fromarray(values)
+    return Slice(image, encode(image), **known)
+
+
+def _read_dicom(content: bytes, window) -> list[Slice]:
+    values, header = _dicom_values(content)
+    spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
+    known = {"spacing": tuple(float(mm) for mm in spacing) if spacing else None}
+    if header.get("SamplesPerPixel", 1) > 1:  # colour: ultrasound, endoscopy
+        frames = values if values.ndim == 4 else values[None]
+        return [_grey_slice(frame.astype(np.uint8), **known) for frame in frames]
+    if window is None and header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
+        # Several windows may be offered: the first is the one that the file is shown with.
+        window = tuple(float(np.ravel(header.get(name))[0]) for name in ("WindowCenter", "WindowWidth"))
+    if window is None and header.BitsStored <= 8:
+        values = values.astype(np.uint8)
+    grey = _to_grey(values, window)
+    if header.PhotometricInterpretation == "MONOCHROME1":  # its smallest value is white
+        grey = 255 - grey
+    return [_grey_slice(frame, **known) for frame in (grey if grey.ndim == 3 else grey[None])]
+
+
+def dicom_identity(content: bytes) -> tuple[str | None, str | None]:
+    """PatientID and StudyInstanceUID of a DICOM file; None where it does not say, or is none."""
+    import pydicom
+
+    try:
+        header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+    except (pydicom.errors.InvalidDicomError, EOFError):
+        return None, None  # said plainly when its pixels are read
+    return tuple(str(header.get(name) or "") or None for name in ("PatientID", "StudyInstanceUID"))
+
+
+def _dicom_values(content: bytes):
+    """Values in the file's own units (Hounsfield for CT), and the header."""
+    import pydicom
+    from pydicom.pixels import apply_modality_lut, pixel_array
+
+    try:
+        header = pydicom.dcmread(io.BytesIO(content))
+        return apply_modality_lut(pixel_array(header), header), header
+    except (pydicom.errors.InvalidDicomError, AttributeError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"cannot be read as DICOM ({reason}): export it uncompressed, or as PNG") from error
+
+
+def _read_nifti(path: str, content: bytes) -> tuple[np.ndarray, tuple[float, float]]:
+    """(slices, height, width) in the file's units, and mm between rows and between columns."""
+    import nibabel
+
+    try:
+        if path.lower().endswith(".gz"):
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+            if len(content) > MAX_FILE_BYTES:
+                raise ValueError("grows beyond 2 GiB")
+        volume = nibabel.as_closest_canonical(nibabel.Nifti1Image.from_bytes(content))
+        values = np.asanyarray(volume.dataobj)
+    except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError, OSError, EOFError) as error:
+        raise ValueError(f"cannot be read as NIfTI ({error}): save it again") from error
+    values = values.reshape(values.shape + (1,) * (3 - values.ndim))
+    if values.ndim != 3:
+        raise ValueError(f"is a NIfTI file of shape {values.shape}: give one volume of three axes a file")
+    # Canonical axes run from the patient's left to the right, from back to front and from the feet to the head; a
+    # picture's columns run from the patient's right to the left and its rows from front to back.
+    width_mm, height_mm = (float(mm) for mm in volume.header.get_zooms()[:2])
+    return values[::-1, ::-1].transpose(2, 1, 0), (height_mm, width_mm)
+
+
+def _draw_outlines(content: bytes, size: tuple[int, int]) -> Image.Image:
+    """Fills the regions of an Aperio XML file (MoNuSeg) -> mode L, 0 and 255."""
+    mask = Image.new("L", size, 0)
+    draw = ImageDraw.Draw(mask)
+    try:
+        for region in ElementTree.fromstring(content).iter("Region"):
+            corners = [(float(vertex.get("X")), float(vertex.get("Y"))) for vertex in region.iter("Vertex")]
+            if len(corners) > 2:
+                draw.polygon(corners, fill=255)
+    except (ElementTree.ParseError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot be read as outlines ({error}): download it again") from error
+    return mask

@@ -1,0 +1,131 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a data set as its owners distribute it: folders, zip archives inside them, tables of sentences.
+
+Archives are read in place: nothing is unpacked, so nothing of the user's is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import stat
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+
+# One file is held in memory at a time. A picture or volume beyond this is no slice of anything we can train on, and
+# one that grows more than 200-fold while it is unpacked is a trap (or a blank picture, which is small anyway).
+MAX_FILE_BYTES = 2 * 1024**3
+MAX_GROWTH = 200
+SMALL = 64 * 1024**2
+IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
+TABLES = (".xlsx", ".csv", ".tsv", ".jsonl")
+
+
+class Source:
+    """The files below a folder (or in one zip archive) by relative path, those inside zip archives included.
+
+    A member "img/a.png" of "Train.zip" is "Train/img/a.png". Hidden files and what operating systems leave behind are
+    left out.
+
+    Attributes:
+        paths: all of them, sorted.
+
+    Raises:
+        ValueError: there is nothing, an archive is broken or locked, or a member points outside of it.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).expanduser()
+        self._files: dict[str, Path | tuple[zipfile.ZipFile, zipfile.ZipInfo]] = {}
+        if not self.folder.exists():
+            raise ValueError(f"there is no folder '{folder}': give the one that holds the data set's files.")
+        found = [self.folder] if self.folder.is_file() else sorted(p for p in self.folder.rglob("*") if p.is_file())
+        for path in found:
+            relative = PurePosixPath(path.name if self.folder.is_file() else path.relative_to(self.folder).as_posix())
+            if _is_hidden(relative):
+                continue
+            if path.suffix.lower() == ".zip":
+                self._add_archive(path, relative.with_suffix(""))
+            else:
+                self._files[str(relative)] = path
+        if not self._files:
+            raise ValueError(f"'{folder}' holds no files: put the data set's folders or zip archives there.")
+        self.paths = sorted(self._files)
+
+    def _add_archive(self, path: Path, prefix: PurePosixPath) -> None:
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise ValueError(f"'{path}' is no whole zip archive ({error}): download it again.") from error
+        for member in archive.infolist():
+            name = PurePosixPath(member.filename.replace("\\", "/"))
+            if name.is_absolute() or ".." in name.parts or ":" in "".join(name.parts[:1]):
+                raise ValueError(f"'{path}' names a file outside of itself ('{member.filename}'): do not trust it.")
+            if member.is_dir() or _is_hidden(name):
+                continue
+            where = f"'{member.filename}' in '{path}'"
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise ValueError(f"{where} is a link to another file: pack the file itself.")
+            if member.flag_bits & 1:
+                raise ValueError(f"{where} is locked by a password: unpack it yourself and give the folder.")
+            growth = member.file_size / max(1, member.compress_size)
+            if member.file_size > MAX_FILE_BYTES or (member.file_size > SMALL and growth > MAX_GROWTH):
+                raise ValueError(f"{where} would grow to {member.file_size:,} bytes: unpack it yourself to trust it.")
+            self._files[str(prefix / name)] = (archive, member)
+
+    def read(self, path: str) -> bytes:
+        """The content of one file.
+
+        Raises:
+            ValueError: the archive that holds it is broken.
+        """
+        found = self._files[path]
+        if isinstance(found, Path):
+            return found.read_bytes()
+        archive, member = found
+        try:
+            return archive.read(member)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+            raise ValueError(f"'{path}' in '{archive.filename}' is broken ({error}): download it again.") from error
+
+    def read_table(self, path: str) -> list[dict]:
+        """The rows of a table (.xlsx, .csv, .tsv or .jsonl), as column -> value; blank rows are left out.
+
+        Raises:
+            ValueError: it cannot be read as a table.
+        """
+        content = self.read(path)
+        try:
+            if path.lower().endswith(".xlsx"):
+                rows = _read_xlsx(content)
+            elif path.lower().endswith(".jsonl"):
+                rows = [json.loads(line) for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+            else:
+                text = io.StringIO(content.decode("utf-8-sig"), newline="")
+                rows = list(csv.DictReader(text, delimiter="\t" if path.lower().endswith(".tsv") else ","))
+            return [row for row in rows if any(value is not None for value in row.values())]
+        except (ValueError, KeyError, AttributeError, csv.Error, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"'{path}' cannot be read as a table ({error}): save it again as .csv (UTF-8)."
+            ) from error
+
+
+def _read_xlsx(content: bytes) -> list[dict]:
+    import openpyxl
+
+    sheet = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True).worksheets[0]
+    header, *rows = list(sheet.iter_rows(values_only=True)) or [()]
+    # A number as a file name ("17") arrives as a number.
+    cells = [[value if value is None else str(value) for value in row] for row in rows]
+    return [
+        {str(name).strip(): value for name, value in zip(header, row, strict=False) if name is not None}
+        for row in cells
+    ]
+
+
+def _is_hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith(".") or part in IGNORED for part in path.parts)

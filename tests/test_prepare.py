@@ -1,0 +1,572 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Each layout that owners distribute becomes rows with their counts; each mistake in the files gets its sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import zipfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import openpyxl
+import pytest
+from PIL import Image, ImageDraw
+
+from processing.builders import NAMED_SETS, Problems, pair_files
+from processing.command_line import main
+from processing.data import fingerprint, load_rows
+from processing.prepare import Plan, prepare
+from processing.sources import Source
+
+
+SIZE = (40, 32)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def draw(number: int, size: tuple[int, int] = SIZE) -> tuple[Image.Image, Image.Image]:
+    """Noise that tells the number, with a bright square on one side; its mask in {0, 255}."""
+    pixels = np.random.default_rng(number).integers(0, 120, (size[1], size[0], 3), dtype=np.uint8)
+    image, mask = Image.fromarray(pixels), Image.new("L", size, 0)
+    left = 4 if number % 2 else 22
+    box = [left, 8, left + 11, 20]
+    ImageDraw.Draw(image).rectangle(box, fill=(255, 255, 255))
+    ImageDraw.Draw(mask).rectangle(box, fill=255)
+    return image, mask
+
+
+def save(path: Path, image: Image.Image, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+def write_xlsx(path: Path, rows: list[tuple], header=("Image", "Description")) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    book = openpyxl.Workbook()
+    for row in (header, *rows):
+        book.active.append(row)
+    book.save(path)
+
+
+def zip_folder(folder: Path, archive: Path) -> None:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(folder.rglob("*")):
+            file.write(path, path.relative_to(folder))
+
+
+def rows_of(output: Path) -> dict[str, list[dict]]:
+    return {
+        path.name.split("-")[0]: list(load_rows(str(output), path.name.split("-")[0]))
+        for path in output.glob("*.parquet")
+    }
+
+
+def sentence(number: int) -> str:
+    return f"unilateral pulmonary infection, one infected area, lower {'left' if number % 2 else 'right'} lung."
+
+
+# The named sets, in the layouts of their owners, with few pictures
+
+
+def write_qata(folder: Path) -> None:
+    """As on Kaggle: two sets, masks with a prefix; LViT's texts name the masks and divide the first set."""
+    texts = {"Train": [], "Val": [], "Test": []}
+    for number in range(9):
+        part = "Test" if number >= 7 else "Train"
+        name = f"covid_{number}" if number < 2 else f"sub-S{number // 2:05}_ses-E{number}_run-1_bp-chest_vp-ap_dx"
+        image, mask = draw(number)
+        save(folder / "QaTa-COV19-v2" / f"{part} Set" / "Images" / f"{name}.png", image.convert("L"))
+        save(folder / "QaTa-COV19-v2" / f"{part} Set" / "Ground-truths" / f"mask_{name}.png", mask)
+        texts["Val" if number == 6 else part].append((f"mask_{name}.png", sentence(number)))
+    for part, rows in texts.items():
+        write_xlsx(folder / f"{part}_text.xlsx", rows)
+
+
+def test_qata(tmp_path):
+    write_qata(tmp_path / "source")
+    done = prepare("qata-cov19", tmp_path / "source", tmp_path / "out", Plan(partial=True))
+    assert done["counts"] == {"train": 6, "validation": 1, "test": 2}
+    rows = rows_of(tmp_path / "out")
+    by_name = {row["name"]: row for part in rows.values() for row in part}
+    assert by_name["covid_1"]["patient_id"] is None
+    row = by_name["sub-S00003_ses-E7_run-1_bp-chest_vp-ap_dx"]
+    assert (row["patient_id"], row["prompt"]) == ("sub-S00003", sentence(7))
+    np.testing.assert_array_equal(np.asarray(row["image"]), np.asarray(draw(7)[0].convert("L")))
+    np.testing.assert_array_equal(np.asarray(row["mask"]), np.asarray(draw(7)[1]))
+    # Numbers 6 and 7 are one patient in validation and test: found by name, not by picture.
+    pairs = {(pair["kind"], *pair["splits"]): pair for pair in done["leaks"]["pairs"]}
+    assert pairs["patient", "validation", "test"]["values"] == ["sub-S00003"]
+    assert pairs["picture", "validation", "test"]["shared"] == 0
+
+
+def test_counts_are_those_published(tmp_path):
+    write_qata(tmp_path / "source")
+    with pytest.raises(ValueError, match="validation has 1 rows instead of 1429, test has 2 rows instead of 2113"):
+        prepare("qata-cov19", tmp_path / "source", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mosmed_by_slice_and_by_study(tmp_path):
+    """In LViT's layout, zipped as it is passed on; studies lie in several parts until they are split anew."""
+    studies = [
+        "Morozov_study_0255",
+        "Jun_coronacases_case1",
+        "Jun_radiopaedia_10_85902_3_case12",
+        "Morozov_study_0288",
+    ]
+    texts = {"Train": [], "Val": [], "Test": []}
+    for number in range(16):
+        part = ("Train", "Train", "Val", "Test")[number % 4]
+        name = f"{studies[number // 4]}_{number}"
+        image, mask = draw(number)
+        save(tmp_path / "tree" / f"{part}_Folder" / "img" / f"{name}.png", image)
+        save(tmp_path / "tree" / f"{part}_Folder" / "labelcol" / f"{name}.png", mask)
+        texts[part].append((f"{name}.png", sentence(number)))
+    for part, rows in texts.items():
+        write_xlsx(tmp_path / "tree" / f"{part}_Folder" / f"{part}_text.xlsx", rows)
+    (tmp_path / "source").mkdir()
+    zip_folder(tmp_path / "tree", tmp_path / "source" / "MosMedDataPlus.zip")
+
+    done = prepare("mosmeddata-plus", tmp_path / "source", tmp_path / "slices", Plan(partial=True))
+    assert done["counts"] == {"train": 8, "validation": 4, "test": 4}
+    shared = {tuple(p["splits"]): p["shared"] for p in done["leaks"]["pairs"] if p["kind"] == "study"}
+    assert shared == {("train", "validation"): 4, ("train", "test"): 4, ("validation", "test"): 4}
+
+    again = prepare(
+        "mosmeddata-plus", tmp_path / "source", tmp_path / "studies", Plan(partial=True, split_by="study", seed=1)
+    )
+    assert sum(again["counts"].values()) == 16
+    assert all(pair["shared"] == 0 for pair in again["leaks"]["pairs"] if pair["kind"] in ("study", "patient"))
+    assert "by study with seed 1" in (tmp_path / "studies" / "README.md").read_text()
+
+
+def write_kvasir(folder: Path, count: int = 10, lists: bool = True) -> None:
+    """As from its owners: JPEG pictures and JPEG masks, boxes nobody asked for, and the lists of 880/120."""
+    for number in range(count):
+        image, mask = draw(number)
+        save(folder / "Kvasir-SEG" / "images" / f"cju{number:022}.jpg", image)
+        save(folder / "Kvasir-SEG" / "masks" / f"cju{number:022}.jpg", mask.convert("RGB"), quality=60)
+    (folder / "Kvasir-SEG" / "kavsir_bboxes.json").write_text("{}")
+    if lists:
+        (folder / "train.txt").write_text("\n".join(f"cju{number:022}" for number in range(8)))
+        (folder / "val.txt").write_text("\n".join(f"cju{number:022}" for number in range(8, 10)))
+
+
+def test_kvasir(tmp_path):
+    write_kvasir(tmp_path / "source")
+    done = prepare("kvasir-seg", tmp_path / "source", tmp_path / "out", Plan(partial=True))
+    rows = rows_of(tmp_path / "out")
+    assert {row["name"] for row in rows["test"]} == {f"cju{8:022}", f"cju{9:022}"}
+    assert done["counts"] == {"train": 7, "validation": 1, "test": 2}
+    row = rows["test"][0]
+    np.testing.assert_array_equal(np.asarray(row["mask"]), np.asarray(draw(8)[1]))  # the JPEG's grey edges are gone
+    stored = load_rows(str(tmp_path / "out"), "test").cast_column("image", datasets.Image(decode=False))[0]["image"]
+    assert stored["bytes"] == (tmp_path / "source" / "Kvasir-SEG" / "images" / f"cju{8:022}.jpg").read_bytes()
+    assert any("cut at half" in note for note in done["notes"])
+    assert {pair["shared"] for pair in done["leaks"]["pairs"] if pair["kind"] == "patient"} == {None}  # unknown, not 0
+
+
+def test_published_kvasir_splits_are_drawn_without_lists(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "processing.prepare.NAMED_SETS",
+        {
+            "kvasir-seg": NAMED_SETS["kvasir-seg"].__class__(
+                **vars(NAMED_SETS["kvasir-seg"])
+                | {
+                    "splits": {
+                        "8-2": {"train": 7, "validation": 1, "test": 2},
+                        "8-1-1": {"train": 8, "validation": 1, "test": 1},
+                    }
+                }
+            )
+        },
+    )
+    write_kvasir(tmp_path / "lists")
+    write_kvasir(tmp_path / "bare", lists=False)
+    done = prepare("kvasir-seg", tmp_path / "lists", tmp_path / "a", Plan(split="8-1-1"))
+    assert done["counts"] == {"train": 8, "validation": 1, "test": 1}
+    assert any("set aside" in note for note in done["notes"])
+    drawn = [
+        prepare("kvasir-seg", tmp_path / "bare", tmp_path / f"b{i}", Plan(seed=s)) for i, s in enumerate((0, 0, 1))
+    ]
+    assert all(one["counts"] == {"train": 7, "validation": 1, "test": 2} for one in drawn)
+    names = [{row["name"] for row in rows_of(tmp_path / f"b{i}")["test"]} for i in range(3)]
+    assert names[0] == names[1] != names[2]
+    with pytest.raises(ValueError, match="no published split '880-120'"):
+        prepare("kvasir-seg", tmp_path / "bare", tmp_path / "c", Plan(split="880-120"))
+
+
+def test_kvasir_among_other_sets(tmp_path):
+    """As the 900/100 split is passed on: PNG, split by folder, frames of other sets beside it."""
+    for number in range(10):
+        folder = "TestDataset/Kvasir/images" if number >= 8 else "TrainDataset/image"
+        save(tmp_path / "source" / folder / f"cju{number:022}.png", draw(number)[0])
+        folder = "TestDataset/Kvasir/masks" if number >= 8 else "TrainDataset/masks"
+        save(tmp_path / "source" / folder / f"cju{number:022}.png", draw(number)[1])
+    for folder in (
+        "TrainDataset/image",
+        "TrainDataset/masks",
+        "TestDataset/CVC-300/images",
+        "TestDataset/CVC-300/masks",
+    ):
+        save(tmp_path / "source" / folder / "17.png", draw(17)["masks" in folder])
+    done = prepare("kvasir-seg", tmp_path / "source", tmp_path / "out", Plan(split="900-100", partial=True))
+    assert done["counts"]["test"] == 2 and sum(done["counts"].values()) == 10
+    assert "4 files with names of another set were left out" in done["notes"]
+
+
+def test_partial_takes_what_is_there(tmp_path):
+    write_qata(tmp_path / "source")
+    shutil.rmtree(tmp_path / "source" / "QaTa-COV19-v2" / "Test Set")
+    with pytest.raises(ValueError, match="2 name in a table or list without a picture"):
+        prepare("qata-cov19", tmp_path / "source", tmp_path / "out")
+    done = prepare("qata-cov19", tmp_path / "source", tmp_path / "out", Plan(partial=True))
+    assert done["counts"] == {"train": 6, "validation": 1}
+
+
+def test_monuseg_outlines(tmp_path):
+    """As from its owners: tif pictures beside Aperio XML, no sentence, no validation part."""
+    xml = (
+        "<Annotations><Annotation><Regions><Region><Vertices>"
+        '<Vertex X="5" Y="6"/><Vertex X="15" Y="6"/><Vertex X="15" Y="20"/><Vertex X="5" Y="20"/>'
+        "</Vertices></Region></Regions></Annotation></Annotations>"
+    )
+    for number in range(8):
+        part = "MoNuSegTestData" if number >= 6 else "MoNuSeg 2018 Training Data/Tissue Images"
+        path = tmp_path / "source" / part / f"TCGA-{number:02}-5784-01Z-00-DX1.tif"
+        save(path, draw(number)[0])
+        notes = path.parent.parent / "Annotations" if number < 6 else path.parent
+        notes.mkdir(exist_ok=True)
+        (notes / f"{path.stem}.xml").write_text(xml)
+    done = prepare("monuseg", tmp_path / "source", tmp_path / "out", Plan(partial=True, sentences="nuclei"))
+    assert done["counts"]["test"] == 2 and done["counts"]["train"] + done["counts"]["validation"] == 6
+    row = rows_of(tmp_path / "out")["test"][0]
+    assert row["patient_id"] == "TCGA-06-5784"
+    mask = np.asarray(row["mask"]) > 0
+    assert mask[13, 10] and not mask[2, 2] and 140 <= mask.sum() <= 165
+    assert "uclei" in row["prompt"]
+    stored = load_rows(str(tmp_path / "out"), "test").cast_column("image", datasets.Image(decode=False))[0]["image"]
+    assert stored["bytes"].startswith(b"\x89PNG")  # browsers do not show tif
+
+
+def test_monuseg_in_lvit_layout_pairs_tif_with_png(tmp_path):
+    for part, number in (("Train", 0), ("Train", 1), ("Val", 2), ("Test", 3)):
+        image, mask = draw(number)
+        folder = tmp_path / "source" / f"{part}_Folder"
+        save(folder / "img" / f"TCGA-{number}.{'tif' if part == 'Test' else 'png'}", image)
+        save(folder / "labelcol" / f"TCGA-{number}.png", mask)
+    write_xlsx(tmp_path / "source" / "Train_text.xlsx", [("TCGA-0", "a"), ("TCGA-1.png", "b")], ("Image", "text"))
+    write_xlsx(tmp_path / "source" / "Val_text.xlsx", [("TCGA-2.png", "c")])
+    write_xlsx(tmp_path / "source" / "Test_text.xlsx", [("TCGA-3.png", "d")])
+    done = prepare("monuseg", tmp_path / "source", tmp_path / "out", Plan(partial=True))
+    assert done["counts"] == {"train": 2, "validation": 1, "test": 1}
+    assert [row["prompt"] for row in rows_of(tmp_path / "out")["train"]] == ["a", "b"]
+
+
+# Anyone's folder
+
+
+def write_folder(folder: Path, count: int = 20) -> None:
+    for number in range(count):
+        image, mask = draw(number)
+        save(folder / "images" / f"p{number // 4}_{number}.png", image)
+        save(folder / "masks" / f"p{number // 4}_{number}_mask.png", mask)
+
+
+@pytest.mark.parametrize("table", ["csv", "jsonl", "xlsx"])
+def test_folder_with_sentences(tmp_path, table):
+    write_folder(tmp_path / "source", 6)
+    rows = [(f"p{number // 4}_{number}", f"sentence {number}") for number in range(6)]
+    path = tmp_path / "source" / f"sentences.{table}"
+    if table == "xlsx":
+        write_xlsx(path, rows, ("file_name", "caption"))
+    elif table == "csv":
+        path.write_text("name,prompt\n" + "\n".join(f"{name}.png,{text}" for name, text in rows))
+    else:
+        path.write_text("\n".join(json.dumps({"image": name, "text": text}) for name, text in rows))
+    prepare("folder", tmp_path / "source", tmp_path / "out")
+    found = {row["name"]: row["prompt"] for part in rows_of(tmp_path / "out").values() for row in part}
+    assert found == dict(rows)
+
+
+def test_folder_split_by_patient(tmp_path):
+    write_folder(tmp_path / "source")
+    plan = Plan(patient_pattern=r"^(p\d+)_", split_by="patient", seed=3)
+    done = prepare("folder", tmp_path / "source", tmp_path / "out", plan)
+    assert sum(done["counts"].values()) == 20
+    assert all(pair["shared"] == 0 for pair in done["leaks"]["pairs"] if pair["kind"] == "patient")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "seed 3" in card and "--patient-pattern" in card and str(tmp_path) not in card
+    assert fingerprint(load_rows(str(tmp_path / "out"), "train")) in card
+    with pytest.raises(ValueError, match="no study is known of any picture"):
+        prepare("folder", tmp_path / "source", tmp_path / "again", Plan(split_by="study"))
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"patient_pattern": "p[0-9]+"}, "has no group"),
+        ({"patient_pattern": "(p"}, "is no regular expression"),
+        ({"sentences": "heart"}, "no style 'heart'"),
+        ({"split_by": "weekday"}, "by patient or by study"),
+    ],
+)
+def test_wishes_that_cannot_be_met(wish, words):
+    with pytest.raises(ValueError, match=words):
+        Plan(**wish)
+
+
+def test_flat_folder_of_several_classes(tmp_path):
+    for number in range(4):
+        image, _ = draw(number)
+        ids = np.random.default_rng(number).integers(0, 4, (SIZE[1], SIZE[0])).astype(np.uint8)
+        save(tmp_path / "source" / f"scan{number}.png", image)
+        save(tmp_path / "source" / f"scan{number}_mask.png", Image.fromarray(ids))
+    prepare("folder", tmp_path / "source", tmp_path / "out", Plan(num_labels=4))
+    assert set(np.unique(rows_of(tmp_path / "out")["train"][0]["mask"])) == {0, 1, 2, 3}
+    with pytest.raises(ValueError, match="no class ids"):
+        prepare("folder", tmp_path / "source", tmp_path / "two")
+
+
+def test_repeated_names_in_patient_folders(tmp_path):
+    for patient in ("anna", "ben"):
+        image, mask = draw(len(patient))
+        save(tmp_path / "source" / patient / "images" / "001.png", image)
+        save(tmp_path / "source" / patient / "masks" / "001.png", mask)
+    cases = pair_files(Source(tmp_path / "source"), Problems(), [])
+    assert [(case.name, case.mask) for case in cases] == [
+        ("anna/001", "anna/masks/001.png"),
+        ("ben/001", "ben/masks/001.png"),
+    ]
+
+
+def write_dicom(path: Path, hounsfield: np.ndarray, patient: str, window: tuple[int, int] | None) -> None:
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    header = Dataset()
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = generate_uid()
+    header.PatientID, header.StudyInstanceUID = patient, "1.2.3"
+    header.Rows, header.Columns = hounsfield.shape
+    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+    header.BitsAllocated = header.BitsStored = 16
+    header.HighBit, header.PixelRepresentation = 15, 0
+    header.RescaleSlope, header.RescaleIntercept = 1, -1024
+    header.PixelSpacing = [0.7, 0.5]
+    if window:
+        header.WindowCenter, header.WindowWidth = window
+    header.PixelData = (hounsfield + 1024).astype("<u2").tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header.save_as(path, enforce_file_format=True)
+
+
+def test_dicom_is_windowed_and_keeps_its_spacing(tmp_path):
+    ramp = np.tile(np.linspace(-1400, 400, SIZE[0]).round(), (SIZE[1], 1)).astype(int).clip(-1024)
+    for number in range(3):
+        write_dicom(tmp_path / "source" / "images" / f"s{number}.dcm", ramp, f"patient{number}", (-600, 1500))
+        save(tmp_path / "source" / "masks" / f"s{number}.png", draw(number)[1])
+    prepare("folder", tmp_path / "source", tmp_path / "out")
+    rows = datasets.load_dataset("parquet", data_files=str(tmp_path / "out" / "train-*.parquet"), split="train")
+    assert rows[0]["spacing"] == pytest.approx([0.7, 0.5]) and rows[0]["patient_id"].startswith("patient")
+    shown = np.asarray(rows[0]["image"])[0].astype(int)
+    expected = np.clip((ramp[0] + 1350) / 1500 * 255, 0, 255)
+    assert np.abs(shown - expected).max() <= 1
+    done = prepare("folder", tmp_path / "source", tmp_path / "narrow", Plan(window=(0, 100)))
+    narrow = datasets.load_dataset("parquet", data_files=str(tmp_path / "narrow" / "train-*.parquet"), split="train")
+    assert (np.asarray(narrow[0]["image"])[0] == 0).sum() > (shown == 0).sum()
+    assert "--window 0,100" in (tmp_path / "narrow" / "README.md").read_text() and done["counts"]
+
+
+def test_nifti_volume_becomes_slices(tmp_path):
+    import nibabel
+
+    width, height, depth = 20, 16, 3
+    volume = np.zeros((width, height, depth), dtype=np.int16)
+    volume[15:, 10:, 1] = 1000  # to the patient's right and front in canonical axes: shown at the upper left
+    affine = np.diag([0.5, 0.7, 5.0, 1.0])
+    for folder, values, suffix in (("imagesTr", volume, ".nii.gz"), ("labelsTr", volume // 1000, ".nii.gz")):
+        (tmp_path / "source" / folder).mkdir(parents=True)
+        nibabel.save(
+            nibabel.Nifti1Image(values.astype(np.int16), affine), tmp_path / "source" / folder / f"ct{suffix}"
+        )
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        prepare("folder", tmp_path / "source", tmp_path / "out")
+    done = prepare("folder", tmp_path / "source", tmp_path / "out", Plan(window=(500, 1000)))
+    assert done["counts"] == {"train": 3}
+    rows = datasets.load_dataset("parquet", data_files=str(tmp_path / "out" / "train-*.parquet"), split="train")
+    assert [row["name"] for row in rows] == ["ct_0000", "ct_0001", "ct_0002"]
+    assert rows[1]["spacing"] == pytest.approx([0.7, 0.5])
+    image, mask = np.asarray(rows[1]["image"]), np.asarray(rows[1]["mask"])
+    assert image.shape == mask.shape == (height, width)
+    assert image[0, 0] == 255 and image[-1, -1] == 0 and mask[0, 0] == 1 and mask[-1, -1] == 0
+    assert {row["study_id"] for row in rows} == {"ct"}
+
+
+def test_training_reads_what_was_prepared(tmp_path):
+    from processing.data import SegmentationDataset
+    from processing.image_processing_tamiseg import TAMISegImageProcessor
+
+    write_folder(tmp_path / "source")
+    prepare("folder", tmp_path / "source", tmp_path / "out", Plan(sentences="lung"))
+    rows = load_rows(str(tmp_path / "out"), "validation")
+    item = SegmentationDataset(rows, TAMISegImageProcessor(size={"height": 32, "width": 32}))[0]
+    assert item["labels"].max() == 1 and "lung" in item["prompt"]
+
+
+# Mistakes
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+MISTAKES = {
+    "mask of another size": (
+        lambda s: save(s / "masks" / "p0_0_mask.png", draw(0, (30, 32))[1]),
+        "1 mask of another size than its picture (p0_0: 40x32 and 30x32)",
+    ),
+    "duplicate name": (
+        lambda s: save(s / "images" / "p0_0.jpg", draw(0)[0]),
+        "1 double picture (images/p0_0.jpg and images/p0_0.png)",
+    ),
+    "missing mask": (lambda s: (s / "masks" / "p0_0_mask.png").unlink(), "1 picture without a mask (p0_0)"),
+    "missing picture": (lambda s: (s / "images" / "p0_0.png").unlink(), "1 mask without a picture (p0_0)"),
+    "empty picture": (lambda s: (s / "images" / "p0_0.png").write_bytes(b""), "'images/p0_0.png' is empty"),
+    "broken picture": (lambda s: truncate(s / "images" / "p0_0.png"), "'images/p0_0.png' cannot be decoded"),
+    "16-bit slice": (
+        lambda s: save(s / "images" / "p0_0.png", Image.fromarray(np.full((SIZE[1], SIZE[0]), 2000, dtype=np.uint16))),
+        "'images/p0_0.png' holds more than 8 bits: say how they become grey with --window CENTER,WIDTH",
+    ),
+    "sentence for nobody": (
+        lambda s: (s / "t.csv").write_text("name,text\n" + "".join(f"p{n // 4}_{n},x\n" for n in range(7))),
+        "1 name in a table or list without a picture (p1_6)",
+    ),
+    "picture without a sentence": (
+        lambda s: (s / "t.csv").write_text("name,text\n" + "".join(f"p{n // 4}_{n},x\n" for n in range(5))),
+        "1 picture without a sentence (p1_5)",
+    ),
+    "missing column": (
+        lambda s: write_xlsx(s / "t.xlsx", [("p0_0", "x")], ("Image", "Remarks")),
+        "'t.xlsx' has no column of sentences (Description or text), it has Image, Remarks",
+    ),
+    "missing name column": (
+        lambda s: write_xlsx(s / "t.xlsx", [("p0_0", "x")], ("Who", "text")),
+        "'t.xlsx' has no column of file names (Image), it has Who, text",
+    ),
+    "table that is none": (lambda s: (s / "t.xlsx").write_bytes(b"words"), "'t.xlsx' cannot be read as a table"),
+    "zip that is none": (lambda s: (s / "more.zip").write_bytes(b"PK words"), "is no whole zip archive"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_each_mistake_gets_its_sentence(tmp_path, capsys, mistake):
+    spoil, expected = MISTAKES[mistake]
+    write_folder(tmp_path / "source", 6)
+    spoil(tmp_path / "source")
+    assert (
+        main(["data", "prepare", "folder", "--source", str(tmp_path / "source"), "--output", str(tmp_path / "o")]) == 2
+    )
+    said = capsys.readouterr().err
+    assert expected in said and said.count("tamiseg:") == 1 and "Traceback" not in said
+    assert {path.name for path in tmp_path.iterdir()} <= {"source", "cache", "o.problems.txt"}
+
+
+def test_all_problems_are_listed(tmp_path):
+    write_folder(tmp_path / "source", 12)
+    for number in range(5):
+        (tmp_path / "source" / "masks" / f"p{number // 4}_{number}_mask.png").unlink()
+    (tmp_path / "source" / "images" / "p2_11.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="5 picture without a mask .* and 2 more.*1 unusable picture"):
+        prepare("folder", tmp_path / "source", tmp_path / "out")
+    assert len((tmp_path / "out.problems.txt").read_text().splitlines()) == 6
+
+
+def test_nothing_there(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for source, words in ((tmp_path / "empty", "holds no files"), (tmp_path / "nowhere", "there is no folder")):
+        with pytest.raises(ValueError, match=words):
+            prepare("folder", source, tmp_path / "out")
+    save(tmp_path / "bare" / "a.png", draw(0)[0])
+    with pytest.raises(ValueError, match="pictures but no masks"):
+        prepare("folder", tmp_path / "bare", tmp_path / "out")
+    with pytest.raises(ValueError, match="there is no data set 'qata'"):
+        prepare("qata", tmp_path / "bare", tmp_path / "out")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "precious.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is there already"):
+        prepare("folder", tmp_path / "bare", tmp_path / "there")
+    assert (tmp_path / "there" / "precious.txt").read_text() == "mine"
+
+
+# Archives
+
+
+def one_zip(folder: Path, *members) -> Path:
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(folder / "set.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        for member, content in members:
+            file.writestr(member, content)
+    return folder
+
+
+def test_zip_is_read_in_place(tmp_path):
+    write_folder(tmp_path / "tree", 6)
+    (tmp_path / "tree" / "__MACOSX").mkdir()
+    (tmp_path / "tree" / "__MACOSX" / "._p0_0.png").write_bytes(b"junk")
+    (tmp_path / "source").mkdir()
+    zip_folder(tmp_path / "tree", tmp_path / "source" / "set.zip")
+    done = prepare("folder", tmp_path / "source" / "set.zip", tmp_path / "out")
+    assert sum(done["counts"].values()) == 6
+    assert [path.name for path in (tmp_path / "source").iterdir()] == ["set.zip"]
+
+
+def test_broken_member(tmp_path):
+    folder = one_zip(tmp_path / "s", ("images/a.png", bytes(range(256)) * 8), ("masks/a.png", b"x"))
+    content = bytearray((folder / "set.zip").read_bytes())
+    content[60:90] = bytes(30)
+    (folder / "set.zip").write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="is broken .*download it again"):
+        Source(folder).read("set/images/a.png")
+
+
+def test_archives_that_are_not_trusted(tmp_path):
+    link = zipfile.ZipInfo("images/a.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    for member, content, words in (
+        ("../../evil.png", b"x", "outside of itself"),
+        ("/etc/evil.png", b"x", "outside of itself"),
+        (link, b"/etc/passwd", "is a link"),
+        ("bomb.png", bytes(70 * 1024**2), "would grow to"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Source(one_zip(tmp_path / "s", (member, content)))
+
+
+def test_facts_are_printed(capsys):
+    assert main(["data", "list"]) == 0
+    said = capsys.readouterr().out
+    for named in NAMED_SETS.values():
+        assert named.title in said and named.licence in said and named.citation in said and named.obtain in said
+    assert "Nothing is downloaded" in said
+
+
+def test_prepare_prints_counts_leaks_and_the_next_command(tmp_path, capsys):
+    write_kvasir(tmp_path / "source")
+    words = ["--source", str(tmp_path / "source"), "--output", str(tmp_path / "out"), "--partial"]
+    assert main(["data", "prepare", "kvasir-seg", *words]) == 0
+    said = capsys.readouterr().out
+    assert "train 7, validation 1, test 2" in said and "research and education only" in said
+    assert "| near picture |" in said and f"--dataset {tmp_path / 'out'}" in said
+    with pytest.raises(SystemExit):
+        main(["data", "prepare", "kvasir-seg", *words, "--window", "wide"])
+    assert "write CENTER,WIDTH or auto" in capsys.readouterr().err
