@@ -10,7 +10,7 @@ quickstart: $(READY)  ## both stages on the built-in synthetic sample, then a ma
 	$(BIN)/python train_hf.py --stage pretrain --config experiments/quickstart.yaml --output_dir runs/quickstart/pretrain
 	$(BIN)/python train_hf.py --stage finetune --config experiments/quickstart.yaml --output_dir runs/quickstart/finetune --vision_model runs/quickstart/pretrain/best
 	$(BIN)/python -m processing.builtin_sample --output runs/quickstart/sample
-	$(BIN)/tamiseg predict runs/quickstart/sample/test/images/builtin-test-0-000.png --text "all irregular spots" \
+	$(BIN)/tamiseg predict runs/quickstart/sample/test/images/builtin-test-0-006.png --text "bright round lesions on the left" \
 	    --model runs/quickstart/finetune/best --output runs/quickstart/mask.png --overlay runs/quickstart/overlay.png
 
 test: $(READY)
