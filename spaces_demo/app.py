@@ -64,9 +64,11 @@ class Handlers:
     def __init__(self, segmenter: Segmenter | None, problem: str = ""):
         self.segmenter, self.problem = segmenter, problem
 
-    def on_upload(self, path: str):
+    def on_upload(self, path: str | None):
         """Says at once what is wrong with a file, and shows what browsers cannot draw (TIFF, 16 bits) as they will be
         read. Gives picture and status."""
+        if path is None:  # cleared before its turn came
+            return gr.skip(), gr.skip()
         if self.segmenter is None:
             return gr.skip(), status_html(self.problem, bad=True)
         try:
@@ -252,8 +254,10 @@ CSS = """
 #tam-status p, #tam-batch-status p { margin: 0; padding: 6px 12px; border-left: 4px solid #009E73; }
 #tam-status p.bad, #tam-batch-status p.bad { border-left-color: #D55E00; font-weight: 700; }
 #tam-status, #tam-batch-status { overflow-wrap: anywhere; }
+:is(#tam-status, #tam-batch-status) [data-testid=status-tracker] { display: none; }
 #tam-batch-status progress { width: 100%; }
 #tam-examples .grid-wrap { max-height: none; }
+#tam-examples .grid-container { padding-top: 28px; grid-auto-rows: auto; gap: 8px; }
 #tam-examples .thumbnail-item { display: flex; align-items: center; gap: 12px; height: auto; aspect-ratio: auto; }
 #tam-examples .thumbnail-item img { width: 72px; height: 72px; flex: none; }
 #tam-examples .caption-label { position: static; max-width: none; padding: 0; border: 0; background: none;
@@ -263,6 +267,7 @@ CSS = """
 .swatch { display: inline-block; width: 1em; height: 1em; margin-right: 6px; vertical-align: -0.1em;
           border: 1px solid currentColor; }
 .table { overflow-x: auto; }
+.table :is(table, thead, tbody, tr) { border: 0; }
 .table table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .table caption { text-align: left; font-weight: 700; padding: 4px 0; }
 .table table :is(th, td) { padding: 4px 6px; border: 0; border-bottom: 1px solid var(--border-color-primary);
@@ -275,18 +280,24 @@ CSS = """
 button[role=tab][aria-selected=true] { color: var(--primary-700) !important; }
 .dark button[role=tab][aria-selected=true] { color: var(--primary-300) !important; }
 """
-# What gradio has no fields for: a live region, which must be there before its words change, and names of examples.
+# What gradio has no fields for: live regions, which must be there before their words change, and names of examples.
+# A tab's content comes into being when it is first opened.
 JS = """() => {
-    for (const id of ["tam-status", "tam-batch-status"]) {
-        const line = document.getElementById(id);
-        line?.setAttribute("role", "status");
-        line?.setAttribute("aria-live", "polite");
-    }
-    const examples = document.getElementById("tam-examples");
-    const nameThem = () => examples.querySelectorAll("button").forEach(
-        (button) => button.setAttribute("aria-label", "Example: " + button.querySelector("img").alt));
-    new MutationObserver(nameThem).observe(examples, {childList: true, subtree: true});
-    nameThem();
+    const dress = () => {
+        for (const line of document.querySelectorAll(":is(#tam-status, #tam-batch-status) .html-container")) {
+            line.setAttribute("role", "status");
+            line.setAttribute("aria-live", "polite");
+        }
+        for (const button of document.querySelectorAll("#tam-examples button"))
+            button.setAttribute("aria-label", "Example: " + button.querySelector("img").alt);
+    };
+    new MutationObserver(dress).observe(document.body, {childList: true, subtree: true});
+    dress();
+}"""
+# On a phone the answer lies below the examples.
+SHOW_ANSWER = """() => {
+    const line = document.getElementById("tam-status");
+    if (line.getBoundingClientRect().bottom > window.innerHeight) line.scrollIntoView();
 }"""
 ABOUT = """
 ### What this is
@@ -311,7 +322,7 @@ They stay on the machine that runs this page, are used for the answer, and are d
 their last use. No telemetry, no history, no request to any other host.
 
 ### From programs
-```python
+```
 from gradio_client import Client, handle_file
 
 client = Client("http://127.0.0.1:7860")
@@ -448,10 +459,12 @@ def build(handlers: Handlers) -> gr.Blocks:
             **one_by_one,
             **private,
         }
-        picture.upload(handlers.on_upload, picture, [picture, status], **one_by_one, **private)
+        picture.upload(handlers.on_upload, picture, [picture, status], **quick, **one_by_one, **private)
         runs = [run.click(**asked), prompt.submit(**asked)]
         picked = gallery.select(pick, None, [picture, prompt], **private)
         runs.append(picked.then(**asked))
+        for event in runs:
+            event.then(None, js=SHOW_ANSWER, **private)
         for knob in (threshold, opacity):
             knob.change(handlers.on_view, knobs, view, **quick, **one_by_one, **private)
         choice.input(handlers.on_view, knobs, view, **quick, **one_by_one, **private)

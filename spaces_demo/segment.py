@@ -128,7 +128,11 @@ class Segmenter:
             if opened.width * opened.height > MAX_MEGAPIXELS * 1e6:
                 raise ValueError(too_large)
             opened.filename = name  # and not the server's path, in what the processor may say of it
-            picture = self.processor.image_processor.load_image(opened)
+            try:
+                picture = self.processor.image_processor.load_image(opened)
+            except ValueError as error:
+                said = str(error)
+                raise ValueError(said if name in said else f"'{name}': {said}") from error
             wide = opened.mode in ("I", "F") or opened.mode.startswith("I;16")
             low, high = opened.getextrema() if wide else (0, 255)
         if low < 0 or high > 255:
