@@ -260,7 +260,7 @@ class TAMISegImageProcessor(PilBackend):
             score = F.interpolate(score[None], size=size, mode="bilinear", align_corners=False)[0]
             masks.append((score[0] >= least).long() if two_classes else score.argmax(dim=0))
             if return_probabilities:
-                probabilities.append(torch.cat([-score, score]).sigmoid() if two_classes else score.softmax(dim=0))
+                probabilities.append(torch.cat([-score, score]).sigmoid_() if two_classes else score.softmax(dim=0))
         if image_indices is not None:
             masks, probabilities = (
                 [

@@ -68,16 +68,16 @@ class Handlers:
         """Says at once what is wrong with a file, and shows what browsers cannot draw (TIFF, 16 bits) as they will be
         read. Gives picture and status."""
         if path is None:  # cleared before its turn came
-            return gr.skip(), gr.skip()
+            return None, status_html("Ready.")
         if self.segmenter is None:
-            return gr.skip(), status_html(self.problem, bad=True)
+            return path, status_html(self.problem, bad=True)
         try:
             picture, notes = self.segmenter.read(path)
         except ValueError as error:
             return None, status_html(str(error), bad=True)
         shows = Path(path).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif") and not notes
         size = f"{picture.width}x{picture.height} pixels."
-        preview = gr.skip() if shows else keep(f"{Path(path).stem}.png", png(picture))
+        preview = path if shows else keep(f"{Path(path).stem}.png", png(picture))
         return preview, status_html(" ".join(["Picture read:", size, *notes]))
 
     def on_segment(self, path: str | None, text: str, threshold: float, opacity: float) -> Iterator[list]:
@@ -157,7 +157,7 @@ class Handlers:
         """Finds what clinical sentences describe in a medical picture. Research only, not a medical device.
 
         Args:
-            picture: file of the picture: PNG, JPEG, TIFF, BMP, GIF or WebP, 8 or 16 bits, up to 24 million pixels.
+            picture: file of the picture: PNG, JPEG, TIFF, BMP, GIF or WebP, 8 or 16 bits, up to 16 million pixels.
             findings: what to look for, such as "large bright lesion in the upper left"; up to 7 findings, separated by
                 semicolons. Without any, the model answers by the picture alone.
             threshold: probability from 0 to 1 from which a pixel counts.
@@ -494,7 +494,8 @@ def file_picture(**kwargs) -> gr.Image:
     """A picture that people drop, given to our functions as the file it is: the component itself would open it, whiten
     16 bits, and meet broken files with a bare "Error"."""
     image = gr.Image(type="filepath", image_mode=None, format="png", interactive=True, **kwargs)
-    # On the instance: a subclass would make gradio write a .pyi file beside this one.
+    # On the instance: a subclass would make gradio write a .pyi file beside this one. Give the component values only,
+    # never an update such as gr.skip(): gradio would then go on with a new instance.
     image.preprocess = lambda payload: payload.path if payload else None
     return image
 

@@ -26,7 +26,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 MODEL_FOLDERS = ("checkpoints/tamiseg-mobile-qata", "runs/quickstart/finetune/best")
 # What browsers and clinics send. Pillow knows more, among them formats that start other programs (EPS).
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
-MAX_MEGAPIXELS = 24  # a camera's 6000x4000
+MAX_MEGAPIXELS = 16  # what digital X-ray detectors give; more would take more than 1.5 GB
 MAX_LETTERS = 300
 # The palette of Okabe and Ito, told apart by colour-blind readers too: one colour per finding, so seven findings.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -156,18 +156,20 @@ class Segmenter:
 
     def measure(self, answer: Answer, threshold: float) -> list[Finding]:
         """The masks of a kept answer, each pixel in from `threshold` on; the model is not asked again."""
-        size = (answer.picture.height, answer.picture.width)
-        findings = []
-        # One by one: a map of 24 million probabilities takes 96 MB.
-        for name, colour, logits in zip(answer.names, COLOURS, answer.logits, strict=False):
-            (mask,), (probabilities,) = self.processor.post_process_semantic_segmentation(
-                SimpleNamespace(logits=logits[None]), [size], threshold=threshold, return_probabilities=True
-            )
-            inside, probability = mask.numpy() > 0, probabilities[1].numpy()
-            regions = ndimage.label(inside, structure=np.ones((3, 3)))[1]
-            mean = float(probability[inside].mean()) if regions else None
-            findings.append(Finding(name, colour, inside, regions, mean, float(probability.max())))
-        return findings
+        parts = zip(answer.names, COLOURS, answer.logits, strict=False)  # there are colours to spare
+        return [self._measure(*part, answer.picture.size[::-1], threshold) for part in parts]
+
+    def _measure(
+        self, name: str, colour: str, logits: torch.Tensor, size: tuple[int, int], threshold: float
+    ) -> Finding:
+        # One by one, and nothing of it kept but the mask: a map of 16 million probabilities takes 64 MB.
+        (mask,), (probabilities,) = self.processor.post_process_semantic_segmentation(
+            SimpleNamespace(logits=logits[None]), [size], threshold=threshold, return_probabilities=True
+        )
+        inside, probability = mask.numpy() > 0, probabilities[1].numpy()
+        regions = ndimage.label(inside, structure=np.ones((3, 3)))[1]
+        mean = float(probability[inside].mean()) if regions else None
+        return Finding(name, colour, inside, regions, mean, float(probability.max()))
 
     def probability(self, answer: Answer, index: int, size: tuple[int, int]) -> np.ndarray:
         """Finding number `index` of a kept answer as float32 `(height, width)` of the given size, in [0, 1]."""
@@ -194,11 +196,9 @@ class Segmenter:
 
     @torch.no_grad()
     def _logits(self, picture: Image.Image, sentences: list[str | None]) -> torch.Tensor:
-        """`(sentences, 2, height, width)`: each sentence asked of the same picture, which is repeated for that."""
-        pixel_values = self.processor(images=picture, return_tensors="pt")["pixel_values"].to(self.device)
-        words = self.processor(text=sentences, return_tensors="pt").to(self.device)
-        outputs = self.model(pixel_values=pixel_values.expand(len(sentences), -1, -1, -1), **words)
-        return outputs.logits.float().cpu()
+        """`(sentences, 2, height, width)`; the picture passes the encoder once, however many sentences there are."""
+        inputs = self.processor(images=picture, text=[sentences], return_tensors="pt").to(self.device)
+        return self.model(**inputs).logits.float().cpu()
 
 
 def find_model() -> str:

@@ -84,7 +84,7 @@ def write_bad_files(folder: Path) -> dict[str, str]:
         "print.eps.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
         "broken-number.png": b"P5 1x0 20 255\n" + bytes(200),
         "195-megapixels.png": png_header(15000, 13000),
-        "25-megapixels.png": png_header(5000, 5000),
+        "17-megapixels.png": png_header(4250, 4000),
         "cut.png": whole["PNG"][:3000],
         "cut.jpg": whole["JPEG"][:700],
         "cut.tiff": whole["TIFF"][:60],
@@ -97,7 +97,7 @@ def write_bad_files(folder: Path) -> dict[str, str]:
     return {
         **dict.fromkeys(("garbage.png", "empty.png", "words.png", "page.jpg", "drawing.svg.png"), "no picture"),
         **dict.fromkeys(("print.eps.png", "packed.png"), "no picture"),
-        **dict.fromkeys(("195-megapixels.png", "25-megapixels.png"), "24 million"),
+        **dict.fromkeys(("195-megapixels.png", "17-megapixels.png"), "16 million"),
         **dict.fromkeys(("cut.png", "cut.jpg", "cut.gif", "cut.bmp"), "cannot be read"),
         **dict.fromkeys(("cut.tiff", "cut.webp", "broken-number.png"), "'"),
         **dict.fromkeys(("stack.tiff", "moving.gif"), "stack of 3"),

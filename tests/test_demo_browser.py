@@ -179,6 +179,7 @@ def test_bad_files_get_a_sentence_and_the_page_lives_on(visit, picture, tmp_path
     folder = tmp_path / "bad"
     folder.mkdir()
     page = visit()
+    ask(page, picture)
     for name, words in write_bad_files(folder).items():
         upload(page, folder / name)
         says(page, words)
