@@ -18,7 +18,7 @@ def add_command(commands) -> None:
     """Adds `demo` to the subcommands of `tamiseg`."""
     command = commands.add_parser("demo", help="open the demo page on this machine, from a checkout of the project")
     command.add_argument("--model", help="folder of a trained model, or its Hub id; the shipped or the quickstart's")
-    command.add_argument("--port", type=int, help="port of the page; the first free one from 7860 on if left out")
+    command.add_argument("--port", type=int, help="port of the page, or the next free one (7860)")
     command.add_argument(
         "--share", choices=("yes", "no"), default="no", help="yes: a public link through gradio's servers"
     )
@@ -30,7 +30,6 @@ def demo(arguments) -> None:
 
     Raises:
         ValueError: this is no checkout, gradio is missing, or the model's folder is none.
-        OSError: the port is taken.
     """
     if not APP.is_file():
         raise ValueError("the demo is part of the project's checkout, not of the installed package: start it there.")

@@ -63,6 +63,9 @@ class Handlers:
 
     def __init__(self, segmenter: Segmenter | None, problem: str = ""):
         self.segmenter, self.problem = segmenter, problem
+        # Files that gradio is to delete in its time. It lists some of them by itself, but not those that are given to
+        # a component which had an update before.
+        self.kept: set[str] = set()
 
     def on_upload(self, path: str | None):
         """Says at once what is wrong with a file, and shows what browsers cannot draw (TIFF, 16 bits) as they will be
@@ -77,7 +80,7 @@ class Handlers:
             return None, status_html(str(error), bad=True)
         shows = Path(path).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif") and not notes
         size = f"{picture.width}x{picture.height} pixels."
-        preview = path if shows else keep(f"{Path(path).stem}.png", png(picture))
+        preview = path if shows else self.keep(f"{Path(path).stem}.png", png(picture))
         return preview, status_html(" ".join(["Picture read:", size, *notes]))
 
     def on_segment(self, path: str | None, text: str, threshold: float, opacity: float) -> Iterator[list]:
@@ -106,30 +109,30 @@ class Handlers:
             return blank_view()
         findings = self.segmenter.measure(answer, threshold)
         shown = shown_picture(answer.picture)
-        painted = keep("overlay.png", png(overlay(shown, findings, opacity)))
+        painted = self.keep("overlay.png", png(overlay(shown, findings, opacity)))
         width, height = shown_size(answer.picture.size)
         files = {mask_name(answer.stem, n, f): png(mask_image(f)) for n, f in enumerate(findings, start=1)}
         name, mask = list(files.items())[index]
         return [
             status_html(self.summary(answer, findings)),
             painted,
-            (keep("picture.png", png(shown)), painted),
+            (self.keep("picture.png", png(shown)), painted),
             legend_html(findings),
-            keep("heat-map.png", png(heat_map(self.segmenter.probability(answer, index, (height, width))))),
+            self.keep("heat-map.png", png(heat_map(self.segmenter.probability(answer, index, (height, width))))),
             scale_html(threshold),
-            keep("mask-shown.png", png(shown_mask(findings[index]))),
+            self.keep("mask-shown.png", png(shown_mask(findings[index]))),
             table_html(["Finding", *NUMBERS], [[f.name, *number_cells(f)] for f in findings], "Findings in numbers"),
-            gr.DownloadButton(value=keep(name, mask), interactive=True),
-            gr.DownloadButton(value=keep(f"{answer.stem}-masks.zip", zip_of(files)), interactive=True),
+            gr.DownloadButton(value=self.keep(name, mask), interactive=True),
+            gr.DownloadButton(value=self.keep(f"{answer.stem}-masks.zip", zip_of(files)), interactive=True),
         ]
 
-    def on_batch(self, files: list[str] | None, text: str, threshold: float) -> Iterator[tuple]:
+    def on_batch(self, files: list[str], text: str, threshold: float) -> Iterator[tuple]:
         """Gives status, table and ZIP, anew after each file."""
         no_file = gr.DownloadButton(value=None, interactive=False)
         try:
             if self.segmenter is None:
                 raise ValueError(self.problem)
-            sources = collect(files or [])
+            sources = collect(files)
         except ValueError as error:
             yield status_html(str(error), bad=True), "", no_file
             return
@@ -146,6 +149,7 @@ class Handlers:
                     following = sources[done][0] if done < len(sources) else ""
                     yield progress_html(done, len(sources), following), table, no_file
             written = save_file_to_cache(path, get_upload_folder())
+            self.kept.add(written)
         said = f"Done: {len(sources) - failed} of {len(sources)} files have masks."
         if failed:
             said += f" {failed} could not be used; the table says why."
@@ -181,7 +185,7 @@ class Handlers:
         except ValueError as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         stem = file_stem(Path(picture["path"]).stem, "picture")
-        masks = [keep(mask_name(stem, n, f), png(mask_image(f))) for n, f in enumerate(measured, start=1)]
+        masks = [self.keep(mask_name(stem, n, f), png(mask_image(f))) for n, f in enumerate(measured, start=1)]
         numbers = {
             "findings": [finding.numbers() for finding in measured],
             "width": image.width,
@@ -189,7 +193,14 @@ class Handlers:
             "seconds": round(answer.seconds, 3),
             "notes": notes + answer.notes,
         }
-        return [gr.FileData(path=mask, orig_name=Path(mask).name) for mask in masks], numbers
+        # As dicts: inside a list gradio knows a file by its fields, gives it a URL, and deletes it in time.
+        return [gr.FileData(path=mask, orig_name=Path(mask).name).model_dump() for mask in masks], numbers
+
+    def keep(self, name: str, content: bytes) -> str:
+        """Writes into gradio's cache, never beside the app, and gives the path."""
+        path = save_bytes_to_cache(content, name, get_upload_folder())
+        self.kept.add(path)
+        return path
 
     def summary(self, answer: Answer, findings: list) -> str:
         """One line: how long it took, what was not found, and what else a person should know."""
@@ -200,11 +211,6 @@ class Handlers:
         elif len(findings) > 1:
             said.append(f"All {len(findings)} findings found.")
         return " ".join([*said, *answer.notes])
-
-
-def keep(name: str, content: bytes) -> str:
-    """Writes into gradio's cache, which forgets after `KEEP_SECONDS`; never beside the app."""
-    return save_bytes_to_cache(content, name, get_upload_folder())
 
 
 def blank_view() -> list:
@@ -237,7 +243,7 @@ THEME = gr.themes.Default(
     button_primary_background_fill="*primary_700",
     button_primary_background_fill_hover="*primary_800",
     button_primary_background_fill_dark="*primary_700",
-    button_primary_background_fill_hover_dark="*primary_600",
+    button_primary_background_fill_hover_dark="*primary_800",
     button_primary_text_color="white",
     body_text_color_subdued="*neutral_600",
     body_text_color_subdued_dark="*neutral_300",
@@ -273,7 +279,7 @@ CSS = """
 .table table :is(th, td) { padding: 4px 6px; border: 0; border-bottom: 1px solid var(--border-color-primary);
                            text-align: right; }
 .table table :is(th, td):first-child { text-align: left; font-weight: 400; overflow-wrap: anywhere; min-width: 7em; }
-#tam-batch-table td:nth-child(2), #tam-batch-table td:nth-child(3) { text-align: left; min-width: 10em; }
+#tam-batch-table :is(th, td):is(:nth-child(2), :nth-child(3)) { text-align: left; min-width: 10em; }
 .scale .bar { position: relative; height: 14px; }
 .scale .bar i { position: absolute; top: -3px; bottom: -3px; width: 2px; background: currentColor; }
 .scale .ticks { display: flex; justify-content: space-between; font-variant-numeric: tabular-nums; }
@@ -431,6 +437,7 @@ def build(handlers: Handlers) -> gr.Blocks:
                     file_count="multiple",
                     elem_id="tam-batch-files",
                 )
+                files.preprocess = lambda payload: [file.path for file in payload or []]  # its own leaves files behind
                 batch_prompt = gr.Textbox(
                     label="What should be segmented in all of them?",
                     info="Several findings are separated by semicolons.",
@@ -487,6 +494,7 @@ def build(handlers: Handlers) -> gr.Blocks:
         )
         batch_stop.click(say_stopped, None, batch_status, cancels=[batch], queue=False, **private)
         gr.api(handlers.segment, api_name="segment", **one_by_one)
+    page.temp_file_sets.append(handlers.kept)
     return page
 
 

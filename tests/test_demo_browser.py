@@ -5,6 +5,7 @@
 import io
 import re
 import shutil
+import time
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,10 +41,21 @@ def segmenter(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(segmenter):
-    _, url, _ = app.launch(app.Handlers(segmenter), prevent_thread_lock=True, server_port=free_port(), quiet=True)
-    yield url
-    gr.close_all(verbose=False)
+def server(segmenter, tmp_path_factory):
+    """The page's address, the page itself, and the folder where gradio keeps files."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("gradio")
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        served, url, _ = app.launch(
+            app.Handlers(segmenter), prevent_thread_lock=True, server_port=free_port(), quiet=True
+        )
+        yield url, served.get_blocks(), folder
+        gr.close_all(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def url(server):
+    return server[0]
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +158,23 @@ def test_main_path(visit, segmenter, picture, monkeypatch):
     expect(page.locator("#tam-prompt textarea")).to_have_value("")
     expect(page.locator("#tam-table table")).to_have_count(0)
     expect(page.locator("#tam-download")).to_be_disabled()
+
+
+def test_stop(visit, segmenter, picture, monkeypatch):
+    page = visit()
+    upload(page, picture)
+    says(page, "Picture read")
+    monkeypatch.setattr(segmenter, "ask", lambda *args, f=segmenter.ask: time.sleep(1.5) or f(*args))
+    page.locator("#tam-run").click()
+    says(page, "Segmenting")
+    page.locator("#tam-stop").click()
+    says(page, "Stopped.")
+    page.wait_for_timeout(2000)
+    says(page, "Stopped.")
+    expect(page.locator("#tam-table table")).to_have_count(0)
+    monkeypatch.undo()
+    page.locator("#tam-run").click()
+    says(page, "Done in")
 
 
 def test_downloads_are_exact(visit, segmenter, picture):
@@ -392,6 +421,21 @@ def test_batch(visit, segmenter, picture, tmp_path):
         assert name == "tamiseg-masks.zip" and len(archive.namelist()) == 5
         expected = drawing.png(drawing.mask_image(due(segmenter, picture)[1]))
         assert archive.read("masks/003-other-mask-2-the-large-lesion.png") == expected
+
+
+def test_every_file_is_on_the_list_of_what_is_deleted(visit, server, picture):
+    url, blocks, folder = server
+    page = visit()
+    ask(page, picture)
+    page.get_by_role("tab", name="Batch").click()
+    page.locator("#tam-batch-files input[type=file]").set_input_files(picture)
+    expect(page.locator("#tam-batch-files")).to_contain_text("scan")
+    page.locator("#tam-batch-run").click()
+    says(page, "1 of 1 files have masks", "#tam-batch-status")
+    Client(url, verbose=False).predict(picture=handle_file(picture), api_name="/segment")
+    listed = set().union(*blocks.temp_file_sets)
+    written = {str(path) for path in folder.rglob("*") if path.is_file()}
+    assert len(written) > 8 and written <= listed
 
 
 @contextmanager
