@@ -162,8 +162,7 @@ class Handlers:
 
         Args:
             picture: file of the picture: PNG, JPEG, TIFF, BMP, GIF or WebP, 8 or 16 bits, up to 16 million pixels.
-            findings: what to look for, such as "large bright lesion in the upper left"; up to 7 findings, separated by
-                semicolons. Without any, the model answers by the picture alone.
+            findings: up to 7 sentences, separated by semicolons; without any, the model answers by the picture alone.
             threshold: probability from 0 to 1 from which a pixel counts.
 
         Returns:
