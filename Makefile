@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-SOURCES := modeling_tamiseg processing tests train_hf.py setup.py
+SOURCES := modeling_tamiseg processing spaces_demo tests train_hf.py setup.py
 
 .PHONY: quickstart test style quality clean
 

@@ -5,11 +5,11 @@
 import argparse
 import sys
 
-from . import data_commands, export, hub, predict
+from . import data_commands, demo, export, hub, predict
 
 
 # Modules with an `add_command(commands)`; heavy imports wait until the command runs, so that --help is quick.
-ROOMS = (data_commands, predict, export, hub)
+ROOMS = (data_commands, predict, export, hub, demo)
 
 
 def main(argv=None) -> int:

@@ -3,11 +3,12 @@
 """Pictures and masks to what the model is fed, and the model's logits back to masks of the picture's own size."""
 
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
@@ -259,7 +260,7 @@ class TAMISegImageProcessor(PilBackend):
             score = F.interpolate(score[None], size=size, mode="bilinear", align_corners=False)[0]
             masks.append((score[0] >= least).long() if two_classes else score.argmax(dim=0))
             if return_probabilities:
-                probabilities.append(torch.cat([-score, score]).sigmoid() if two_classes else score.softmax(dim=0))
+                probabilities.append(torch.cat([-score, score]).sigmoid_() if two_classes else score.softmax(dim=0))
         if image_indices is not None:
             masks, probabilities = (
                 [
@@ -289,31 +290,31 @@ def _read(picture, input_data_format: str | ChannelDimension | None = None) -> I
         return _channels_last(picture.numpy(), input_data_format, ambiguous=ChannelDimension.FIRST)
     if isinstance(picture, np.ndarray):
         return _channels_last(picture, input_data_format)
+    if not isinstance(picture, (str, os.PathLike, Image.Image)):
+        raise ValueError(
+            f"{type(picture).__name__} is no picture: give a path, a PIL image, a numpy array or a torch tensor."
+        )
+    name = getattr(picture, "filename", None) or picture
     try:
-        if isinstance(picture, (str, os.PathLike)):
-            with Image.open(picture) as opened:
-                opened.load()
-                return _upright(opened)
-        if isinstance(picture, Image.Image):
-            return _upright(picture)
+        with nullcontext(picture) if isinstance(picture, Image.Image) else Image.open(picture) as opened:
+            # A phone's MPO file is one photograph with a preview behind it.
+            frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
+            opened.load()
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            upright = ImageOps.exif_transpose(opened) if turned else opened
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no picture '{picture}': check the path; download web pictures.") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        name = getattr(picture, "filename", None) or picture
+    except UnidentifiedImageError as error:
+        raise ValueError(f"'{name}' is no picture of a kind known here: save it as PNG.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"'{name}' has too many pixels to be opened safely: make it smaller first.") from error
+    except Exception as error:  # of damaged files: decoders raise TypeError, RuntimeError and whatever else comes
         raise ValueError(f"'{name}' cannot be read as a picture ({error}): save it again as PNG.") from error
-    raise ValueError(
-        f"{type(picture).__name__} is no picture: give a path, a PIL image, a numpy array or a torch tensor."
-    )
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    # A phone's MPO file is one photograph with a preview behind it.
-    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
-        raise ValueError(f"the picture is a stack of {picture.n_frames}: give its slices one by one.")
-    if 0 in picture.size:
-        raise ValueError(f"the picture is empty ({picture.width}x{picture.height}): give one that has pixels.")
-    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return ImageOps.exif_transpose(picture) if turned else picture
+    if frames > 1:
+        raise ValueError(f"the picture is a stack of {frames}: give its slices one by one.")
+    if 0 in upright.size:
+        raise ValueError(f"the picture is empty ({upright.width}x{upright.height}): give one that has pixels.")
+    return upright
 
 
 def _channels_last(

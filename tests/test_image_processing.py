@@ -145,6 +145,8 @@ def test_refused_pictures(processor, tmp_path):
     (tmp_path / "words.png").write_text("no picture")
     Image.fromarray(noise(200, 200)).save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:50000])
+    (tmp_path / "number.png").write_bytes(b"P5 1x0 20 255\n" + bytes(200))  # the decoder trips over int("1x0")
+    (tmp_path / "huge.png").write_bytes(b"P5 15000 13000 255\n")
     frames = [Image.fromarray(noise(seed=seed)) for seed in range(3)]
     frames[0].save(tmp_path / "stack.tiff", save_all=True, append_images=frames[1:])
     bad = np.ones((5, 5), np.float32)
@@ -161,8 +163,10 @@ def test_refused_pictures(processor, tmp_path):
         (np.full((4, 4, 4), 900, np.uint16), "alpha"),
         (7, "int is no picture"),
         (None, "NoneType is no picture"),
-        (tmp_path / "words.png", "words.png"),
-        (tmp_path / "half.png", "half.png"),
+        (tmp_path / "words.png", "words.png' is no picture"),
+        (tmp_path / "half.png", "half.png' cannot be read"),
+        (tmp_path / "number.png", "number.png' cannot be read"),
+        (tmp_path / "huge.png", "huge.png' has too many pixels"),
         (tmp_path / "stack.tiff", "stack of 3"),
     ]:
         with pytest.raises(ValueError, match=words):
