@@ -7,7 +7,15 @@ from pathlib import Path
 from setuptools import setup
 
 
-TRAIN = ["accelerate>=1.10", "datasets>=4.0", "evaluate>=0.4", "matplotlib>=3.8", "pyyaml>=6.0", "tqdm>=4.66"]
+TRAIN = [
+    "accelerate>=1.10",
+    "datasets>=4.0",
+    "evaluate>=0.4",
+    "matplotlib>=3.8",
+    "pyyaml>=6.0",
+    "scipy>=1.11",
+    "tqdm>=4.66",
+]
 DATA = ["datasets>=4.0", "imagehash>=4.3", "nibabel>=5.2", "openpyxl>=3.1", "pydicom>=3.0", "tqdm>=4.66"]
 DEMO = ["gradio>=6.31"]
 

@@ -5,11 +5,11 @@
 import argparse
 import sys
 
-from . import hub, predict
+from . import evaluation, hub, predict
 
 
 # Modules with an `add_command(commands)`; heavy imports wait until the command runs, so that --help is quick.
-ROOMS = (predict, hub)
+ROOMS = (predict, evaluation, hub)
 
 
 def main(argv=None) -> int:

@@ -106,6 +106,33 @@ def read_row(rows: Sequence[dict], index: int) -> dict:
     }
 
 
+def read_pair(rows: Sequence[dict], index: int, image_processor) -> dict:
+    """Reads one row as `read_row`, with `image` as RGB and `mask` as class ids, both PIL images of one size.
+
+    Raises:
+        ValueError: as `read_row`, and when the picture or mask is unreadable, has unknown label values, or they differ
+            in size.
+    """
+    row = read_row(rows, index)
+    where = f"Row {index} ('{row['name']}')"
+    try:
+        image = image_processor.load_image(row["image"])
+        mask = image_processor.load_mask(row["mask"])
+    except (OSError, ValueError) as error:  # OSError from a PIL file that is decoded only now
+        raise ValueError(f"{where}: {error}") from error
+    if image.size != mask.size:
+        raise ValueError(
+            f"{where} has an image of {image.width}x{image.height} pixels and a mask of "
+            f"{mask.width}x{mask.height}: make them one size, or check that they belong together."
+        )
+    return {**row, "image": image, "mask": mask}
+
+
+def column(rows: Sequence[dict], name: str) -> list:
+    """One column of the rows, without decoding the others."""
+    return rows.select_columns(name)[name][:] if _is_dataset(rows) else [row[name] for row in rows]
+
+
 def fingerprint(rows: Sequence[dict]) -> str:
     """Hashes names, sentences, patients and pictures in their order (SHA-256, 64 hex digits), for receipts.
 
@@ -196,18 +223,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
                 values, or image and mask differ in size.
         """
         index = range(len(self))[index]  # -1 is the last row, an index too large raises IndexError
-        row = read_row(self.rows, index)
-        where = f"Row {index} ('{row['name']}')"
-        try:
-            image = self.image_processor.load_image(row["image"])
-            mask = self.image_processor.load_mask(row["mask"])
-        except (OSError, ValueError) as error:  # OSError from a PIL file that is decoded only now
-            raise ValueError(f"{where}: {error}") from error
-        if image.size != mask.size:
-            raise ValueError(
-                f"{where} has an image of {image.width}x{image.height} pixels and a mask of "
-                f"{mask.width}x{mask.height}: make them one size, or check that they belong together."
-            )
+        row = read_pair(self.rows, index, self.image_processor)
+        image, mask = row["image"], row["mask"]
         item = {"name": row["name"], "patient_id": row["patient_id"]}
         if self.keep_mask:
             item["mask"] = np.array(mask)

@@ -1,11 +1,13 @@
 # Copyright 2026 The TAMISeg authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a training run: its curves, and what the model makes of the built-in sample."""
+"""Pictures of a training run, its curves and what the model makes of the built-in sample, and of evaluated cases."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+import numpy as np
 
 
 # Okabe-Ito, told apart by colour-blind readers too.
@@ -53,9 +55,7 @@ def write_examples(model, processor, output: str | Path, pictures: int = 4) -> N
         output: PNG to write.
         pictures: how many, the first ones of the split.
     """
-    import numpy as np
     import torch
-    from matplotlib.colors import to_rgb
 
     from .builtin_sample import ROWS_PER_PICTURE, load_builtin_sample
 
@@ -69,13 +69,48 @@ def write_examples(model, processor, output: str | Path, pictures: int = 4) -> N
         sizes = [(image.height, image.width)]
         mask = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0].cpu().numpy() > 0
         truth = np.asarray(row["mask"]) > 0
-        pixels = np.asarray(image) / 255
-        for where, colour in ((truth & mask, GREEN), (mask & ~truth, ORANGE), (truth & ~mask, BLUE)):
-            pixels[where] = 0.45 * pixels[where] + 0.55 * np.array(to_rgb(colour))
-        place.imshow(pixels)
+        place.imshow(_agreement(image, truth, mask))
         place.set_title(row["prompt"], fontsize=9)
         place.axis("off")
     figure.savefig(output, dpi=72)
+
+
+def write_cases(cases: list[dict], output: str | Path) -> None:
+    """Draws a row per case, in the given order: the picture, the contours of truth (green) and mask (orange), where
+    both agree in green, only the mask in orange, only the truth in blue, and the probability on a scale from 0 to 1.
+
+    Args:
+        cases: dicts with `image` (PIL, RGB), `truth` and `mask` (bool (height, width)), `probability` (float
+            in [0, 1], or None), `sentence` (or None), `name` and `dice`.
+        output: PNG to write.
+    """
+    figure, axes = _figure(len(cases), 4, (13, 3.4 * len(cases)))
+    for case, row in zip(cases, np.reshape(axes, (-1, 4)), strict=True):
+        truth, mask = case["truth"], case["mask"]
+        row[0].imshow(case["image"])
+        row[1].imshow(case["image"])
+        for area, colour in ((truth, GREEN), (mask, ORANGE)):
+            if area.any() and not area.all():
+                row[1].contour(area, levels=[0.5], colors=colour, linewidths=1.5)
+        row[2].imshow(_agreement(case["image"], truth, mask))
+        if case["probability"] is not None:
+            row[3].imshow(case["probability"], cmap="viridis", vmin=0, vmax=1)
+        for place in row:
+            place.axis("off")
+        sentence = case["sentence"] or "no sentence"
+        row[0].set_title(f"{case['name']}, Dice {100 * case['dice']:.1f}: {sentence}", fontsize=9, loc="left")
+        row[3].set_title("probability, 0 to 1", fontsize=9)
+    figure.savefig(output, dpi=72)
+
+
+def _agreement(image, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The picture (PIL, RGB) as floats in [0, 1], coloured where truth and mask (bool) agree and differ."""
+    from matplotlib.colors import to_rgb
+
+    pixels = np.asarray(image) / 255
+    for where, colour in ((truth & mask, GREEN), (mask & ~truth, ORANGE), (truth & ~mask, BLUE)):
+        pixels[where] = 0.45 * pixels[where] + 0.55 * np.array(to_rgb(colour))
+    return pixels
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]):
