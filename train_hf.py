@@ -125,6 +125,7 @@ def parse_arguments(argv=None) -> Arguments:
     if path is not None:
         with open(path, encoding="utf-8") as file:
             fields = yaml.safe_load(file) or {}
+        fields.pop("recipe", None)  # what people are told of the run, see experiments/README.md
         unknown = set(fields) - set(Arguments.__dataclass_fields__)
         if unknown:
             raise ValueError(f"{path} has unknown fields {sorted(unknown)}: see --help for the known ones.")

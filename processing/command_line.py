@@ -5,11 +5,11 @@
 import argparse
 import sys
 
-from . import evaluation, hub, predict
+from . import evaluation, hub, predict, report
 
 
 # Modules with an `add_command(commands)`; heavy imports wait until the command runs, so that --help is quick.
-ROOMS = (predict, evaluation, hub)
+ROOMS = (predict, evaluation, report, hub)
 
 
 def main(argv=None) -> int:

@@ -103,6 +103,73 @@ def write_cases(cases: list[dict], output: str | Path) -> None:
     figure.savefig(output, dpi=72)
 
 
+def write_scores(scores: dict[str, dict], output) -> None:
+    """Draws Dice in both conventions for each arm, with its interval where there is one.
+
+    Args:
+        scores: of `SegmentationMeter.compute` and `bootstrap`, by the arm's title.
+        output: PNG to write, or an open file.
+    """
+    figure, axes = _figure(1, 1, (9, 1.2 + 0.45 * len(scores)))
+    for shift, name, colour in ((-0.12, "dice_per_image", BLUE), (0.12, "dice_global", ORANGE)):
+        for place, score in enumerate(scores.values()):
+            low, high = score.get(f"{name}_interval", (score[name], score[name]))
+            axes.plot([100 * low, 100 * high], [place + shift] * 2, color=colour, linewidth=2)
+        values = [100 * score[name] for score in scores.values()]
+        places = np.arange(len(scores)) + shift
+        axes.plot(values, places, "o", color=colour, label=name.replace("_", " "))
+    axes.set_yticks(range(len(scores)), list(scores))
+    axes.invert_yaxis()
+    axes.set_xlabel("Dice in %")
+    axes.legend(frameon=False)
+    figure.savefig(output, dpi=80)
+
+
+def write_calibration(scores: dict[str, dict], output) -> None:
+    """Draws, for each arm, how often pixels of a probability belong to the target, and the global Dice that another
+    threshold would have given; both come from the same counts.
+
+    Args:
+        scores: of `SegmentationMeter.compute`, with `reliability`, by the arm's title.
+        output: PNG to write, or an open file.
+    """
+    figure, (calibration, threshold) = _figure(1, 2, (11, 4.2))
+    calibration.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+    for title, score in scores.items():
+        pixels, probabilities, hits = (
+            np.array(score["reliability"][key]) for key in ("pixels", "probabilities", "hits")
+        )
+        filled = pixels > 0
+        label = f"{title} (ECE {100 * score['ece']:.2f} %)"
+        calibration.plot(
+            probabilities[filled] / pixels[filled], hits[filled] / pixels[filled], "o-", markersize=4, label=label
+        )
+        # From the highest bin down, what a threshold at the bin's lower edge takes in.
+        tp, taken = (np.cumsum(counts[::-1])[::-1] for counts in (hits, pixels))
+        edges = np.arange(len(pixels)) / len(pixels)
+        threshold.plot(edges, 100 * 2 * tp / np.maximum(taken + hits.sum(), 1), "o-", markersize=4)
+    calibration.set(xlabel="probability", ylabel="share that belongs to the target", title="Calibration")
+    calibration.legend(frameon=False, fontsize=8)
+    threshold.axvline(0.5, color=GREY, linewidth=1)
+    threshold.set(xlabel="threshold", title="Global Dice in %")
+    figure.savefig(output, dpi=80)
+
+
+def write_areas(cases: list[dict], output) -> None:
+    """Draws the Dice of each case against the area of its target.
+
+    Args:
+        cases: rows with dice, tp and fn, numbers or their digits.
+        output: PNG to write, or an open file.
+    """
+    figure, axes = _figure(1, 1, (9, 3.6))
+    areas = [int(case["tp"]) + int(case["fn"]) for case in cases]
+    axes.plot(areas, [100 * float(case["dice"]) for case in cases], "o", color=BLUE, markersize=4, alpha=0.5)
+    axes.set_xscale("symlog")  # a target may be empty
+    axes.set(xlabel="area of the target in pixels", ylabel="Dice in %")
+    figure.savefig(output, dpi=80)
+
+
 def _agreement(image, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The picture (PIL, RGB) as floats in [0, 1], coloured where truth and mask (bool) agree and differ."""
     from matplotlib.colors import to_rgb

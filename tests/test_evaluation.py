@@ -5,6 +5,8 @@
 import csv
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -222,6 +224,27 @@ def test_baselines_by_an_adapter(data, tmp_path, capsys):
     for adapter in ("tests.test_evaluation:nothing", "no.such:thing", "words"):
         assert call("128", data, tmp_path / "test", "--adapter", adapter) == 2
         assert "MODULE:FUNCTION" in capsys.readouterr().err
+
+
+def test_docs_do_what_they_say(model, data, tmp_path, monkeypatch):
+    document = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/best").symlink_to(model)
+    Path("my_data").symlink_to(data)
+    commands = re.search(r"```bash\n(.*?)```", document, re.DOTALL)[1].splitlines()
+    assert len(commands) == 2 and all(main(shlex.split(command)[1:]) == 0 for command in commands)
+    assert {"result.json", "results.md", "report.html"} <= set(files(tmp_path / "runs" / "mine" / "test"))
+    result = json.loads(Path("runs/mine/test/result.json").read_text())
+    for arm, score in result["scores"].items():
+        assert f"| `{arm}` |" in document
+        for name in score:
+            assert f"`{name}`" in document or name.endswith("_interval") or name.startswith("num_"), name
+    names: dict = {}
+    exec(compile(re.search(r"```python\n(.*?)```", document, re.DOTALL)[1], "docs/evaluation.md", "exec"), names)
+    picture = Image.new("RGB", (3, 2), (200, 200, 200))
+    ((first, second),) = names["load"]("128")([picture], [["left", None]])
+    assert first[0].all() and first[0].shape == (2, 3) and second[1] is None
 
 
 def test_pictures_only_when_asked_for(model, data, tmp_path):

@@ -290,3 +290,19 @@ def test_interval_of_pictures_of_one_patient_is_wider():
     width, width_apart = (np.diff(bootstrap(some)["dice_per_image_interval"])[0] for some in (cases, apart))
     # sqrt(p (1 - p) / n) for 20 patients and for 200 pictures: sqrt(10) apart.
     assert width / width_apart == pytest.approx(np.sqrt(10), rel=0.15)
+
+
+def test_evaluate_modules_say_the_same(tmp_path):
+    from processing.evaluate_modules import SegmentationScores, SurfaceScores
+
+    meter = SegmentationMeter()
+    counts = SegmentationScores(cache_dir=str(tmp_path))
+    surfaces = SurfaceScores(cache_dir=str(tmp_path))
+    for pair in ((LEFT_HALF, TOP_HALF), (FULL, EMPTY), (EMPTY, EMPTY)):
+        meter.add(*pair, name="scan", surface={"tolerance": 0.5})
+        counts.add(**SegmentationScores.of(*pair))
+        surfaces.add(**SurfaceScores.of(*pair, tolerance=0.5))
+    together = {**counts.compute(), **surfaces.compute()}
+    assert together == meter.compute() and together["hd95_undefined"] == 1
+    surfaces.add(**SurfaceScores.of(FULL, EMPTY))
+    assert surfaces.compute() == {"hd95": None, "hd95_undefined": 1, "surface_dice": 0}
