@@ -14,10 +14,8 @@ default. `best/` (chosen on validation) is a `save_pretrained` folder that stand
 `--push_to_hub true --hub_model_id USER/NAME` uploads the result with its card, privately unless `--hub_private false`.
 """
 
-import hashlib
 import json
 import math
-import platform
 import shlex
 import sys
 import time
@@ -25,8 +23,6 @@ from dataclasses import asdict, dataclass, field
 from itertools import chain, islice, repeat
 from pathlib import Path
 
-import accelerate
-import numpy as np
 import torch
 import transformers
 import yaml
@@ -46,17 +42,19 @@ from modeling_tamiseg import (
 )
 from modeling_tamiseg.modeling_tamiseg import load_text_model, load_vision_model
 from processing import TAMISegImageProcessor, TAMISegProcessor
+from processing.arms import text_arms
 from processing.augmentation import ConsistencyPerturbation, JointAugmentation
 from processing.data import (
     SegmentationDataset,
     StreamedSegmentationDataset,
     collate,
+    column,
     fingerprint,
     load_rows,
     stream_rows,
 )
-from processing.hub import check_name, push, reserve
-from processing.metrics import SegmentationMeter
+from processing.evaluation import Segmenter, evaluate, hash_weights, receipt
+from processing.hub import check_name, push, reserve, without_folders
 from processing.model_card import describe_rows, model_card, source_of
 from processing.plots import write_curves, write_examples
 from processing.prompts import normalize_prompt
@@ -140,6 +138,7 @@ def parse_arguments(argv=None) -> Arguments:
     if path is not None:
         with open(path, encoding="utf-8") as file:
             fields = yaml.safe_load(file) or {}
+        fields.pop("recipe", None)  # what people are told of the run, see experiments/README.md
         unknown = set(fields) - set(Arguments.__dataclass_fields__)
         if unknown:
             raise ValueError(f"{path} has unknown fields {sorted(unknown)}: see --help for the known ones.")
@@ -233,40 +232,6 @@ class TextInputs:
         return batch if self.cache is None else self.cache(**batch)
 
 
-def text_arms(prompts: list[str | None], seed: int) -> dict[str, list[str | None]]:
-    """The three questions that every evaluation asks: its own sentence, none, and another row's."""
-    order = np.random.default_rng(seed).permutation(len(prompts))
-    shuffled = list(prompts)
-    for here, there in zip(order, np.roll(order, 1), strict=True):  # one cycle: nobody keeps its own row's sentence
-        shuffled[here] = prompts[there]
-    return {"full_text": list(prompts), "no_text": [None] * len(prompts), "shuffled_text": shuffled}
-
-
-@torch.no_grad()
-def evaluate(accelerator, model, text_inputs, processor, loader, arms: dict[str, list]) -> dict[str, dict]:
-    """Both Dice conventions, for each arm, at the masks' own size. Rows are gathered from all processes."""
-    model.eval()
-    meters = {arm: SegmentationMeter() for arm in arms}
-    for batch in loader:
-        sizes = [mask.shape for mask in batch["mask"]]
-        for arm, prompts in arms.items():
-            texts = {} if text_inputs is None else text_inputs([prompts[i] for i in batch["index"]])
-            outputs = model(pixel_values=batch["pixel_values"].to(accelerator.device), **texts)
-            masks = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
-            for i, mask in enumerate(masks):
-                truth = batch["mask"][i]
-                prediction = mask.cpu().numpy() > 0
-                keep = truth != model.config.semantic_loss_ignore_index
-                meters[arm].add(prediction & keep, (truth > 0) & keep, batch["name"][i], batch["patient_id"][i])
-    model.train()
-    if accelerator.num_processes > 1:
-        for arm, meter in meters.items():
-            cases = accelerate.utils.gather_object(meter.cases)
-            meters[arm] = SegmentationMeter()
-            meters[arm].extend(cases)
-    return {arm: meter.compute() for arm, meter in meters.items()}
-
-
 def main(argv=None) -> dict:
     arguments = parse_arguments(argv)
     output = Path(arguments.output_dir)
@@ -309,7 +274,6 @@ def main(argv=None) -> dict:
         )
     else:
         train_data = SegmentationDataset(train_rows, processor.image_processor, cache=arguments.cache, **views)
-    eval_data = SegmentationDataset(eval_rows, processor.image_processor, keep_mask=True)
     train_loader = DataLoader(
         train_data,
         batch_size=arguments.batch_size,
@@ -319,12 +283,7 @@ def main(argv=None) -> dict:
         persistent_workers=arguments.num_workers > 0,
         generator=torch.Generator().manual_seed(arguments.seed),
     )
-    # Each process takes its own share of the validation rows, none twice: their cases are gathered by hand.
-    share = list(range(accelerator.process_index, len(eval_data), accelerator.num_processes))
-    eval_loader = DataLoader(
-        IndexedRows(eval_data, share), batch_size=arguments.batch_size, collate_fn=collate_indexed, num_workers=0
-    )
-    arms = text_arms([normalize_prompt(prompt) for prompt in column(eval_rows, "prompt")], seed=0)
+    arms = text_arms([normalize_prompt(prompt) for prompt in column(eval_rows, "prompt")])
 
     # Model, distillation, optimiser.
     model.to(accelerator.device, memory_format=torch.channels_last)
@@ -428,7 +387,8 @@ def main(argv=None) -> dict:
                 break
         state["epoch"] += 1
         name = "no_text" if pretraining else "full_text"
-        scores = evaluate(accelerator, bare_model, text_inputs, processor, eval_loader, {name: arms[name]})[name]
+        segment = Segmenter(bare_model, processor)
+        scores = evaluate(accelerator, segment, eval_rows, {name: arms[name]}, arguments.batch_size)[name]
         line = {
             "epoch": state["epoch"],
             "step": state["step"],
@@ -454,13 +414,14 @@ def main(argv=None) -> dict:
 
     best = type(bare_model).from_pretrained(output / "best").to(accelerator.device, memory_format=torch.channels_last)
     asked = {"no_text": arms["no_text"]} if pretraining else arms
-    best_text = None if pretraining else TextInputs(best, processor, accelerator.device)
-    scores = evaluate(accelerator, best, best_text, processor, eval_loader, asked)
+    scores = evaluate(accelerator, Segmenter(best, processor), eval_rows, asked, arguments.batch_size)
+    command = "python train_hf.py " + shlex.join(sys.argv[1:] if argv is None else argv)
+    weights = hash_weights(output / "best" / "model.safetensors")
     # A stream is not read again only to be described.
     kept_rows = {"validation": eval_rows} if arguments.streaming else {"train": train_rows, "validation": eval_rows}
     result = {
-        "command": "python train_hf.py " + shlex.join(sys.argv[1:] if argv is None else argv),
-        "arguments": asdict(arguments),
+        **receipt(command, weights, arguments.seed, str(accelerator.device)),
+        "arguments": without_folders(asdict(arguments)),
         "split": "validation",
         "scores": scores,
         "data": {split: fingerprint(rows) for split, rows in kept_rows.items()},
@@ -472,19 +433,7 @@ def main(argv=None) -> dict:
         "sources": {
             role: source_of(getattr(arguments, role)) for role in ("dataset", "vision_model", "text_model", "teacher")
         },
-        "weights_sha256": hashlib.sha256((output / "best" / "model.safetensors").read_bytes()).hexdigest(),
-        "seed": arguments.seed,
         "steps": state["step"],
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "hardware": {
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "device": str(accelerator.device),
-        },
     }
     if accelerator.is_main_process:
         (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -508,19 +457,6 @@ def main(argv=None) -> dict:
     return result
 
 
-class IndexedRows(torch.utils.data.Dataset):
-    """Some rows of a data set, each with its number in the whole."""
-
-    def __init__(self, rows, indices: list[int]):
-        self.rows, self.indices = rows, indices
-
-    def __len__(self):
-        return len(self.indices)
-
-    def __getitem__(self, position):
-        return {**self.rows[self.indices[position]], "index": self.indices[position]}
-
-
 class StreamedBatches:
     """So many batches a pass, the same number on every process: a share that ends early begins again."""
 
@@ -536,20 +472,6 @@ class StreamedBatches:
     def __iter__(self):
         for batch in islice(chain.from_iterable(repeat(self.loader)), self.length):
             yield {key: value.to(self.device) if torch.is_tensor(value) else value for key, value in batch.items()}
-
-
-def collate_indexed(items):
-    indices = [item.pop("index") for item in items]
-    return {**collate(items), "index": indices}
-
-
-def column(rows, name: str) -> list:
-    """One column, without decoding the others."""
-    if isinstance(rows, list):
-        return [row[name] for row in rows]
-    if name not in rows.column_names:  # only a stream may lack one
-        return []
-    return list(rows.select_columns(name)[name])
 
 
 def shared_patients(*splits) -> int:

@@ -18,9 +18,8 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor, BertConfig
 
 from modeling_tamiseg import TAMISegConfig, TAMISegForImageSegmentation
-from processing.data import load_rows
+from processing.data import column, load_rows
 from processing.prompts import mirror_prompt, normalize_prompt
-from train_hf import column
 
 
 def with_small_text_encoder(model, hidden_size: int, layers: int) -> TAMISegForImageSegmentation:

@@ -146,6 +146,42 @@ def read_row(rows: Sequence[dict], index: int) -> dict:
     }
 
 
+def read_pair(rows: Sequence[dict], index: int, image_processor) -> dict:
+    """Reads one row as `read_row`, with `image` as RGB and `mask` as class ids, both PIL images of one size.
+
+    Raises:
+        ValueError: as `read_row`, and when the picture or mask is unreadable, has unknown label values, or they differ
+            in size.
+    """
+    row = read_row(rows, index)
+    image, mask = decode_pair(row, f"Row {index} ('{row['name']}')", image_processor)
+    return {**row, "image": image, "mask": mask}
+
+
+def decode_pair(row: dict, where: str, image_processor) -> tuple[Image.Image, Image.Image]:
+    """Picture (RGB) and mask (class ids) of a row, of their own size; errors as `read_pair`, which say `where`."""
+    try:
+        image = image_processor.load_image(row["image"])
+        mask = image_processor.load_mask(row["mask"])
+    except (OSError, ValueError) as error:  # OSError from a PIL file that is decoded only now
+        raise ValueError(f"{where}: {error}") from error
+    if image.size != mask.size:
+        raise ValueError(
+            f"{where} has an image of {image.width}x{image.height} pixels and a mask of "
+            f"{mask.width}x{mask.height}: make them one size, or check that they belong together."
+        )
+    return image, mask
+
+
+def column(rows: Sequence[dict], name: str) -> list:
+    """One column of the rows, without decoding the others."""
+    if isinstance(rows, list):
+        return [row[name] for row in rows]
+    if name not in rows.column_names:  # only a stream may lack one
+        return []
+    return list(rows.select_columns(name)[name])
+
+
 def fingerprint(rows: Sequence[dict]) -> str:
     """Hashes names, sentences, patients and pictures in their order (SHA-256, 64 hex digits), for receipts.
 
@@ -198,20 +234,6 @@ class _Items:
         """Changes all draws; call it before each pass. Reaches running workers too."""
         self._epoch.fill_(epoch)
 
-    def _load(self, row: dict, where: str) -> tuple[Image.Image, Image.Image]:
-        """Picture (RGB) and mask (class ids) of a row, of their own size."""
-        try:
-            image = self.image_processor.load_image(row["image"])
-            mask = self.image_processor.load_mask(row["mask"])
-        except (OSError, ValueError) as error:  # OSError from a PIL file that is decoded only now
-            raise ValueError(f"{where}: {error}") from error
-        if image.size != mask.size:
-            raise ValueError(
-                f"{where} has an image of {image.width}x{image.height} pixels and a mask of "
-                f"{mask.width}x{mask.height}: make them one size, or check that they belong together."
-            )
-        return image, mask
-
     def _resize(self, image: Image.Image, mask: Image.Image) -> tuple[Image.Image, Image.Image]:
         # Resized before the augmentation, not after: a small picture is several times cheaper to warp and to blur.
         size = (self.image_processor.size["width"], self.image_processor.size["height"])
@@ -253,24 +275,15 @@ class SegmentationDataset(_Items, torch.utils.data.Dataset):
         augmentation: `JointAugmentation` or None.
         perturbation: `ConsistencyPerturbation` or None; adds the strong view of stage 1 to each item.
         prompt_dropout: probability to hide the sentence, so that the model learns to serve without one.
-        keep_mask: adds the mask at the picture's own size, for evaluation.
         cache: keeps each decoded and resized row in memory, 4 bytes a pixel, in each process that reads rows.
         seed: of all draws.
     """
 
-    def __init__(
-        self, rows: Sequence[dict], image_processor, *, keep_mask: bool = False, cache: bool = False, **options
-    ):
+    def __init__(self, rows: Sequence[dict], image_processor, *, cache: bool = False, **options):
         super().__init__(image_processor, **options)
         if len(rows) == 0:
             raise ValueError("There are no rows: give at least one.")
-        if keep_mask and (self.augmentation is not None or cache):
-            raise ValueError(
-                "keep_mask gives the untouched mask, which an augmented picture no longer matches and the cache does "
-                "not hold: drop one."
-            )
         self.rows = rows
-        self.keep_mask = keep_mask
         self.cache: dict[int, tuple] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -282,7 +295,7 @@ class SegmentationDataset(_Items, torch.utils.data.Dataset):
         Returns:
             `pixel_values` float32 (3, H, W), `labels` int64 (H, W), `prompt` str or None, `name` str, `patient_id` str
             or None; with a perturbation `perturbed_pixel_values` float32 (3, H, W) and `affine` float32 (2, 3), see
-            `ConsistencyPerturbation`; with `keep_mask` also `mask`, uint8 numpy (h, w), class ids.
+            `ConsistencyPerturbation`.
 
         Raises:
             ValueError: one sentence that names the row, when a picture is missing, unreadable, has unknown label
@@ -292,13 +305,11 @@ class SegmentationDataset(_Items, torch.utils.data.Dataset):
         if self.cache is not None and index in self.cache:
             return self._make(*self.cache[index], index)
         row = read_row(self.rows, index)
-        image, mask = self._load(row, f"Row {index} ('{row['name']}')")
-        whole = {"mask": np.array(mask)} if self.keep_mask else {}
-        image, mask = self._resize(image, mask)
+        image, mask = self._resize(*decode_pair(row, f"Row {index} ('{row['name']}')", self.image_processor))
         if self.cache is not None:
             texts = {key: row[key] for key in ("name", "patient_id", "prompt")}  # not the pictures as they came
             self.cache[index] = (texts, image, mask)
-        return self._make(row, image, mask, index) | whole
+        return self._make(row, image, mask, index)
 
 
 class StreamedSegmentationDataset(_Items, torch.utils.data.IterableDataset):
@@ -339,7 +350,7 @@ class StreamedSegmentationDataset(_Items, torch.utils.data.IterableDataset):
                 )
             row |= {"name": name, "prompt": _prompt(row.get("prompt"), where)}
             row["patient_id"] = None if row.get("patient_id") is None else str(row["patient_id"])
-            image, mask = self._resize(*self._load(row, where))
+            image, mask = self._resize(*decode_pair(row, where, self.image_processor))
             yield self._make(row, image, mask, zlib.crc32(pictures["image"]["bytes"]))
 
 
@@ -353,7 +364,7 @@ def _channel_levels(image_processor) -> np.ndarray:
 
 
 def collate(items: list[dict]) -> dict:
-    """Makes a batch: tensors are stacked; `prompt`, `name`, `patient_id` and `mask` stay lists, one entry per item."""
+    """Makes a batch: tensors are stacked; `prompt`, `name` and `patient_id` stay lists, one entry per item."""
     batch = {key: [item[key] for item in items] for key in items[0]}
     return {key: torch.stack(values) if torch.is_tensor(values[0]) else values for key, values in batch.items()}
 

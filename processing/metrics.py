@@ -1,12 +1,17 @@
 # Copyright 2026 The TAMISeg authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Dice, IoU, precision and recall, in both conventions of the field: averaged over images, and over pooled pixels."""
+"""Dice, IoU, precision and recall, in both conventions of the field: averaged over images, and over pooled pixels.
+Distances of outlines, calibration, and intervals by the bootstrap beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+
+BINS = 20  # of probabilities; their edges hold 0.5, where masks are cut
+RESAMPLES = 2000
 
 
 def confusion(prediction: np.ndarray, target: np.ndarray) -> tuple[int, int, int, int]:
@@ -43,39 +48,158 @@ def iou(tp, fp, fn):
     return _share(np.asarray(tp), np.add(fp, fn))
 
 
+def outline(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask, bool (height, width), that have one of their four neighbours outside it. What lies beyond
+    the picture counts as outside."""
+    around = np.pad(mask, 1)
+    return mask & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
+
+
+def outline_distances(
+    prediction: np.ndarray, target: np.ndarray, spacing: float | tuple[float, float] = 1.0
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """How far each pixel of one outline lies from the other outline.
+
+    Args:
+        prediction: bool (height, width).
+        target: bool, the same shape.
+        spacing: of the pixels, the same both ways or (down, across): 1 gives distances in pixels, millimetres per
+            pixel give millimetres.
+
+    Returns:
+        Float64, one distance per outline pixel: of the prediction to the target, and of the target to the prediction.
+        None where a mask is empty: there is no distance to nothing.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    if not (prediction.any() and target.any()):
+        return None
+    # Both outlines lie in the box around the masks: the rest of the picture need not be measured.
+    rows, columns = (np.flatnonzero((prediction | target).any(axis=axis)) for axis in (1, 0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    ours, theirs = outline(prediction[box]), outline(target[box])
+    spacing = (spacing, spacing) if np.ndim(spacing) == 0 else spacing
+    return (
+        distance_transform_edt(~theirs, sampling=spacing)[ours],
+        distance_transform_edt(~ours, sampling=spacing)[theirs],
+    )
+
+
+def surface_scores(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    tolerance: float = 2.0,
+    spacing: float | tuple[float, float] = 1.0,
+) -> dict[str, float | None]:
+    """Scores the outlines of two masks.
+
+    Args:
+        prediction: bool (height, width).
+        target: bool, the same shape.
+        tolerance: how far apart outlines may lie and still agree, in the unit of `spacing`.
+        spacing: see `outline_distances`.
+
+    Returns:
+        hd95: the larger of the two 95th percentiles of `outline_distances` (as MONAI counts), in the unit of
+            `spacing`; 0 where both masks are empty, None where one of them is.
+        surface_dice: the share of the pixels of both outlines that lie within `tolerance` of the other outline, in
+            [0, 1]; 1 where both masks are empty, 0 where one of them is.
+    """
+    distances = outline_distances(prediction, target, spacing)
+    if distances is None:
+        both_empty = not (prediction.any() or target.any())
+        return {"hd95": 0.0 if both_empty else None, "surface_dice": float(both_empty)}
+    return {
+        "hd95": float(max(np.percentile(some, 95) for some in distances)),
+        "surface_dice": float((np.concatenate(distances) <= tolerance).mean()),
+    }
+
+
+def reliability(probability: np.ndarray, target: np.ndarray) -> list[list[float]]:
+    """Counts pixels by their probability, in `BINS` bins of equal width.
+
+    Args:
+        probability: float in [0, 1], any shape.
+        target: bool, the same shape.
+
+    Returns:
+        Per bin: how many pixels, the sum of their probabilities, how many belong to the target. Bins of several
+        pictures add up.
+    """
+    probability, target = probability.ravel(), target.ravel()
+    bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
+    return [
+        np.bincount(bins, minlength=BINS).tolist(),
+        np.bincount(bins, weights=probability.astype(np.float64), minlength=BINS).tolist(),
+        np.bincount(bins[target], minlength=BINS).tolist(),
+    ]
+
+
+def calibration_error(pixels: Sequence[float], probabilities: Sequence[float], hits: Sequence[float]) -> float:
+    """Expected calibration error, in [0, 1]: over the bins of `reliability`, how far the mean probability is from the
+    share of pixels that belong to the target, weighted by pixels. Background pixels, which are many and easy, count
+    too: look at the bins themselves as well."""
+    return float(np.abs(np.asarray(probabilities) - np.asarray(hits)).sum() / np.sum(pixels))
+
+
+def score_case(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    name: str,
+    patient_id: str | None = None,
+    *,
+    keep: np.ndarray | None = None,
+    probability: np.ndarray | None = None,
+    surface: dict | None = None,
+) -> dict:
+    """Scores one picture under one sentence.
+
+    Args:
+        prediction: bool, any shape.
+        target: bool, the same shape.
+        name: which picture.
+        patient_id: whose picture, where known.
+        keep: bool, the same shape; pixels outside are ignored. All are kept if left out.
+        probability: float in [0, 1], the same shape, from which the prediction was cut; for its calibration.
+        surface: keywords of `surface_scores`, which takes milliseconds; outlines are not measured if left out.
+
+    Returns:
+        name, patient_id, tp, fp, fn, tn, dice, iou; hd95 and surface_dice if asked for; `reliability` where there is a
+        probability. Plain numbers, which JSON holds.
+
+    Raises:
+        ValueError: an array is not boolean, or the shapes differ; the sentence names the case.
+    """
+    if keep is not None:
+        prediction, target = prediction & keep, target & keep
+    try:
+        tp, fp, fn, tn = confusion(prediction, target)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    case = {"name": name, "patient_id": patient_id, "tp": tp, "fp": fp, "fn": fn, "tn": tn}
+    case |= {"dice": float(dice(tp, fp, fn)), "iou": float(iou(tp, fp, fn))}
+    if surface is not None:
+        case |= surface_scores(prediction, target, **surface)
+    if probability is not None:
+        kept = slice(None) if keep is None else keep
+        case["reliability"] = reliability(probability[kept], target[kept])
+    return case
+
+
 class SegmentationMeter:
     """Collects one case per sentence and picture, and sums them up.
 
     Attributes:
-        cases: dicts with name, patient_id, tp, fp, fn, tn, dice and iou, in the order they were added. A name may come
+        cases: what `score_case` gives, in the order they were added, all with the same entries. A name may come
             several times: one picture under several sentences.
     """
 
-    def __init__(self):
-        self.cases: list[dict] = []
+    def __init__(self, cases: Iterable[dict] = ()):
+        self.cases: list[dict] = list(cases)
 
-    def add(self, prediction: np.ndarray, target: np.ndarray, name: str, patient_id: str | None = None) -> None:
-        """Adds one case.
-
-        Args:
-            prediction: bool, any shape.
-            target: bool, the same shape.
-            name: which picture.
-            patient_id: whose picture, where known.
-
-        Raises:
-            ValueError: an array is not boolean, or the shapes differ; the sentence names the case.
-        """
-        try:
-            tp, fp, fn, tn = confusion(prediction, target)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        scores = {"dice": float(dice(tp, fp, fn)), "iou": float(iou(tp, fp, fn))}
-        self.cases.append({"name": name, "patient_id": patient_id, "tp": tp, "fp": fp, "fn": fn, "tn": tn, **scores})
-
-    def extend(self, cases: Iterable[dict]) -> None:
-        """Adds the `cases` of another meter, as gathered from another process."""
-        self.cases.extend(cases)
+    def add(self, prediction: np.ndarray, target: np.ndarray, name: str, patient_id: str | None = None, **more):
+        """Adds one case, see `score_case`."""
+        self.cases.append(score_case(prediction, target, name, patient_id, **more))
 
     def compute(self) -> dict[str, float | int | None]:
         """Sums up the cases.
@@ -89,6 +213,9 @@ class SegmentationMeter:
             num_images, num_empty_targets: cases, and those with an empty target.
             empty_target_false_positive_rate: the share of the empty targets where something was predicted; None where
                 no target is empty.
+            hd95, surface_dice: the mean over cases, where outlines were measured; hd95 over those that have one, and
+                hd95_undefined says of how many that is not true (one of the two masks is empty).
+            ece, reliability: `calibration_error` and the bins of all cases pooled, where probabilities were given.
 
         Raises:
             ValueError: there are no cases.
@@ -99,7 +226,7 @@ class SegmentationMeter:
         pooled = tp.sum(), fp.sum(), fn.sum()
         false_alarms = fp[tp + fn == 0] > 0
         all_empty = sum(pooled) == 0
-        return {
+        scores = {
             "dice_per_image": float(dice(tp, fp, fn).mean()),
             "iou_per_image": float(iou(tp, fp, fn).mean()),
             "dice_global": float(dice(*pooled)),
@@ -110,9 +237,60 @@ class SegmentationMeter:
             "num_empty_targets": len(false_alarms),
             "empty_target_false_positive_rate": float(false_alarms.mean()) if len(false_alarms) else None,
         }
+        if "hd95" in self.cases[0]:
+            distances = [case["hd95"] for case in self.cases if case["hd95"] is not None]
+            scores["hd95"] = float(np.mean(distances)) if distances else None
+            scores["hd95_undefined"] = len(self.cases) - len(distances)
+            scores["surface_dice"] = float(np.mean([case["surface_dice"] for case in self.cases]))
+        if "reliability" in self.cases[0]:
+            bins = np.sum([case["reliability"] for case in self.cases], axis=0)
+            scores["ece"] = calibration_error(*bins)
+            scores["reliability"] = dict(zip(("pixels", "probabilities", "hits"), bins.tolist(), strict=True))
+        return scores
+
+
+def bootstrap(cases: Sequence[dict], seed: int = 0, resamples: int = RESAMPLES) -> dict[str, list[float]]:
+    """95 % intervals: whole patients are drawn with replacement, since the pictures of one are alike; where the
+    patient is not known, whole pictures.
+
+    Args:
+        cases: `SegmentationMeter.cases`.
+        seed: of the draws.
+        resamples: how often as many patients are drawn as there are.
+
+    Returns:
+        dice_per_image_interval, iou_per_image_interval, dice_global_interval, iou_global_interval,
+        precision_interval, recall_interval: [2.5th, 97.5th percentile] of what `SegmentationMeter.compute` would say.
+    """
+    # Per unit, the sums from which each score is made: a resample only adds them up, each as often as it was drawn.
+    units = {unit: number for number, unit in enumerate(dict.fromkeys(map(unit_of, cases)))}
+    sums = np.zeros((len(units), 6))
+    for case in cases:
+        sums[units[unit_of(case)]] += [case["tp"], case["fp"], case["fn"], case["dice"], case["iou"], 1]
+    random = np.random.default_rng(seed)
+    drawn = []
+    for start in range(0, resamples, 100):  # a hundred at a time: their table has a column per unit
+        times = random.multinomial(len(units), np.full(len(units), 1 / len(units)), size=min(100, resamples - start))
+        drawn.append(np.einsum("rn,ns->rs", times.astype(np.float64), sums))  # adds in one order, unlike a BLAS
+    tp, fp, fn, dices, ious, count = np.concatenate(drawn).T
+    all_empty = tp + fp + fn == 0
+    scores = {
+        "dice_per_image": dices / count,
+        "iou_per_image": ious / count,
+        "dice_global": dice(tp, fp, fn),
+        "iou_global": iou(tp, fp, fn),
+        "precision": _share(tp, fp, of_nothing=all_empty),
+        "recall": _share(tp, fn, of_nothing=all_empty),
+    }
+    return {f"{name}_interval": np.percentile(values, [2.5, 97.5]).tolist() for name, values in scores.items()}
+
+
+def unit_of(case: dict) -> tuple[str, str]:
+    """What `bootstrap` draws as one: ("patient", id), or ("picture", name) where the patient is not known."""
+    return ("picture", case["name"]) if case["patient_id"] is None else ("patient", case["patient_id"])
 
 
 def _share(hits, misses, of_nothing=1.0):
     """hits / (hits + misses), and `of_nothing` where both are 0; [()] turns a 0-d array into a number."""
     total = np.add(hits, misses)
-    return np.where(total == 0, float(of_nothing), hits / np.maximum(total, 1))[()]
+    return np.where(total == 0, np.asarray(of_nothing, dtype=float), hits / np.maximum(total, 1))[()]

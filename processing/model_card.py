@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
+from .arms import ARMS
+
 
 # Says that a card is ours to write anew. A card without it is its author's, and pushed as it is.
 MARK = (
     "<!-- Written by TAMISeg from the result files of these weights. Delete this line if you change the card: it is "
     "then kept as it is. -->"
 )
-ARMS = {"full_text": "its own sentence", "no_text": "no sentence", "shuffled_text": "another case's sentence"}
 METRICS = {
     "dice_per_image": "Dice per image",
     "dice_global": "Dice global",

@@ -1,11 +1,13 @@
 # Copyright 2026 The TAMISeg authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a training run: its curves, and what the model makes of the built-in sample."""
+"""Pictures of a training run, its curves and what the model makes of the built-in sample, and of evaluated cases."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+import numpy as np
 
 
 # Okabe-Ito, told apart by colour-blind readers too.
@@ -53,9 +55,7 @@ def write_examples(model, processor, output: str | Path, pictures: int = 4) -> N
         output: PNG to write.
         pictures: how many, the first ones of the split.
     """
-    import numpy as np
     import torch
-    from matplotlib.colors import to_rgb
 
     from .builtin_sample import ROWS_PER_PICTURE, load_builtin_sample
 
@@ -69,13 +69,115 @@ def write_examples(model, processor, output: str | Path, pictures: int = 4) -> N
         sizes = [(image.height, image.width)]
         mask = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0].cpu().numpy() > 0
         truth = np.asarray(row["mask"]) > 0
-        pixels = np.asarray(image) / 255
-        for where, colour in ((truth & mask, GREEN), (mask & ~truth, ORANGE), (truth & ~mask, BLUE)):
-            pixels[where] = 0.45 * pixels[where] + 0.55 * np.array(to_rgb(colour))
-        place.imshow(pixels)
+        place.imshow(_agreement(image, truth, mask))
         place.set_title(row["prompt"], fontsize=9)
         place.axis("off")
     figure.savefig(output, dpi=72)
+
+
+def write_cases(cases: list[dict], output: str | Path) -> None:
+    """Draws a row per case, in the given order: the picture, the contours of truth (green) and mask (orange), where
+    both agree in green, only the mask in orange, only the truth in blue, and the probability on a scale from 0 to 1.
+
+    Args:
+        cases: dicts with `image` (PIL, RGB), `truth` and `mask` (bool (height, width)), `probability` (float
+            in [0, 1], or None), `sentence` (or None), `name` and `dice`.
+        output: PNG to write.
+    """
+    figure, axes = _figure(len(cases), 4, (13, 3.4 * len(cases)))
+    for case, row in zip(cases, np.reshape(axes, (-1, 4)), strict=True):
+        truth, mask = case["truth"], case["mask"]
+        row[0].imshow(case["image"])
+        row[1].imshow(case["image"])
+        for area, colour in ((truth, GREEN), (mask, ORANGE)):
+            if area.any() and not area.all():
+                row[1].contour(area, levels=[0.5], colors=colour, linewidths=1.5)
+        row[2].imshow(_agreement(case["image"], truth, mask))
+        if case["probability"] is not None:
+            row[3].imshow(case["probability"], cmap="viridis", vmin=0, vmax=1)
+        for place in row:
+            place.axis("off")
+        sentence = case["sentence"] or "no sentence"
+        row[0].set_title(f"{case['name']}, Dice {100 * case['dice']:.1f}: {sentence}", fontsize=9, loc="left")
+        row[3].set_title("probability, 0 to 1", fontsize=9)
+    figure.savefig(output, dpi=72)
+
+
+def write_scores(scores: dict[str, dict], output) -> None:
+    """Draws Dice in both conventions for each arm, with its interval where there is one.
+
+    Args:
+        scores: of `SegmentationMeter.compute` and `bootstrap`, by the arm's title.
+        output: PNG to write, or an open file.
+    """
+    figure, axes = _figure(1, 1, (9, 1.2 + 0.45 * len(scores)))
+    for shift, name, colour in ((-0.12, "dice_per_image", BLUE), (0.12, "dice_global", ORANGE)):
+        for place, score in enumerate(scores.values()):
+            low, high = score.get(f"{name}_interval", (score[name], score[name]))
+            axes.plot([100 * low, 100 * high], [place + shift] * 2, color=colour, linewidth=2)
+        values = [100 * score[name] for score in scores.values()]
+        places = np.arange(len(scores)) + shift
+        axes.plot(values, places, "o", color=colour, label=name.replace("_", " "))
+    axes.set_yticks(range(len(scores)), list(scores))
+    axes.invert_yaxis()
+    axes.set_xlabel("Dice in %")
+    axes.legend(frameon=False)
+    figure.savefig(output, dpi=80)
+
+
+def write_calibration(scores: dict[str, dict], output) -> None:
+    """Draws, for each arm, how often pixels of a probability belong to the target, and the global Dice that another
+    threshold would have given; both come from the same counts.
+
+    Args:
+        scores: of `SegmentationMeter.compute`, with `reliability`, by the arm's title.
+        output: PNG to write, or an open file.
+    """
+    figure, (calibration, threshold) = _figure(1, 2, (11, 4.2))
+    calibration.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+    for title, score in scores.items():
+        pixels, probabilities, hits = (
+            np.array(score["reliability"][key]) for key in ("pixels", "probabilities", "hits")
+        )
+        filled = pixels > 0
+        label = f"{title} (ECE {100 * score['ece']:.2f} %)"
+        calibration.plot(
+            probabilities[filled] / pixels[filled], hits[filled] / pixels[filled], "o-", markersize=4, label=label
+        )
+        # From the highest bin down, what a threshold at the bin's lower edge takes in.
+        tp, taken = (np.cumsum(counts[::-1])[::-1] for counts in (hits, pixels))
+        edges = np.arange(len(pixels)) / len(pixels)
+        threshold.plot(edges, 100 * 2 * tp / np.maximum(taken + hits.sum(), 1), "o-", markersize=4)
+    calibration.set(xlabel="probability", ylabel="share that belongs to the target", title="Calibration")
+    calibration.legend(frameon=False, fontsize=8)
+    threshold.axvline(0.5, color=GREY, linewidth=1)
+    threshold.set(xlabel="threshold", title="Global Dice in %")
+    figure.savefig(output, dpi=80)
+
+
+def write_areas(cases: list[dict], output) -> None:
+    """Draws the Dice of each case against the area of its target.
+
+    Args:
+        cases: rows with dice, tp and fn, numbers or their digits.
+        output: PNG to write, or an open file.
+    """
+    figure, axes = _figure(1, 1, (9, 3.6))
+    areas = [int(case["tp"]) + int(case["fn"]) for case in cases]
+    axes.plot(areas, [100 * float(case["dice"]) for case in cases], "o", color=BLUE, markersize=4, alpha=0.5)
+    axes.set_xscale("symlog")  # a target may be empty
+    axes.set(xlabel="area of the target in pixels", ylabel="Dice in %")
+    figure.savefig(output, dpi=80)
+
+
+def _agreement(image, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The picture (PIL, RGB) as floats in [0, 1], coloured where truth and mask (bool) agree and differ."""
+    from matplotlib.colors import to_rgb
+
+    pixels = np.asarray(image) / 255
+    for where, colour in ((truth & mask, GREEN), (mask & ~truth, ORANGE), (truth & ~mask, BLUE)):
+        pixels[where] = 0.45 * pixels[where] + 0.55 * np.array(to_rgb(colour))
+    return pixels
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]):

@@ -337,8 +337,6 @@ def test_impossible_settings_are_refused():
         SegmentationDataset([], processor())
     with pytest.raises(ValueError, match="prompt_dropout is a probability"):
         SegmentationDataset(rows, processor(), prompt_dropout=1.5)
-    with pytest.raises(ValueError, match="keep_mask gives the untouched mask"):
-        SegmentationDataset(rows, processor(), keep_mask=True, augmentation=JointAugmentation())
     with pytest.raises(IndexError):
         SegmentationDataset(rows, processor())[1]
 
@@ -349,14 +347,12 @@ def test_impossible_settings_are_refused():
 def test_plain_item_is_what_the_processor_gives():
     rows = drawn_rows(2)
     rows[0] |= {"prompt": "  all   left ", "patient_id": 3}
-    item = SegmentationDataset(rows, processor(), keep_mask=True)[0]
+    item = SegmentationDataset(rows, processor())[0]
     expected = processor()(images=rows[0]["image"], return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(item["pixel_values"], expected, rtol=0, atol=0)
     assert (item["pixel_values"].dtype, item["labels"].dtype) == (torch.float32, torch.int64)
     assert item["labels"].shape == (32, 48) and set(item["labels"].unique().tolist()) == {0, 1}
     assert (item["prompt"], item["name"], item["patient_id"]) == ("all left", "n0", "3")
-    np.testing.assert_array_equal(item["mask"], (np.asarray(rows[0]["mask"]) == 255).astype(np.uint8))
-    assert item["mask"].dtype == np.uint8
 
 
 def test_perturbed_item_carries_both_views():
@@ -390,12 +386,12 @@ def test_prompt_dropout_hides_about_its_share():
 
 
 def test_collate_stacks_tensors_and_lists_the_rest():
-    data = SegmentationDataset(drawn_rows(3), processor(), perturbation=ConsistencyPerturbation(), keep_mask=True)
+    data = SegmentationDataset(drawn_rows(3), processor(), perturbation=ConsistencyPerturbation())
     batch = collate([data[0], data[1], data[2]])
     assert batch["pixel_values"].shape == batch["perturbed_pixel_values"].shape == (3, 3, 32, 48)
     assert batch["labels"].shape == (3, 32, 48) and batch["affine"].shape == (3, 2, 3)
     assert batch["name"] == ["n0", "n1", "n2"] and batch["patient_id"] == [None] * 3
-    assert batch["prompt"] == ["left 0", "left 1", "left 2"] and batch["mask"][2].shape == (30, 40)
+    assert batch["prompt"] == ["left 0", "left 1", "left 2"]
 
 
 # Loaders
@@ -588,5 +584,3 @@ def test_cache_decodes_once_and_draws_anew():
             torch.testing.assert_close(cached[index]["pixel_values"], plain[index]["pixel_values"], rtol=0, atol=0)
         sums.append([cached[index]["pixel_values"].sum().item() for index in range(3)])
     assert Counted.reads == 3 and sums[0] != sums[1]
-    with pytest.raises(ValueError, match="drop one"):
-        SegmentationDataset(rows, processor(), cache=True, keep_mask=True)

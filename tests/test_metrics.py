@@ -7,7 +7,20 @@ import json
 import numpy as np
 import pytest
 
-from processing.metrics import SegmentationMeter, confusion, dice, iou
+from processing.metrics import (
+    BINS,
+    SegmentationMeter,
+    bootstrap,
+    calibration_error,
+    confusion,
+    dice,
+    iou,
+    outline,
+    outline_distances,
+    reliability,
+    score_case,
+    surface_scores,
+)
 
 
 EMPTY = np.zeros((2, 4), dtype=bool)
@@ -107,12 +120,13 @@ def test_agrees_with_sets_of_pixels():
 
 def test_cases_of_other_processes_count_the_same():
     pairs = [(LEFT_HALF, TOP_HALF), (FULL, LEFT_HALF), (EMPTY, EMPTY)]
-    whole, first, second = meter_of(*pairs), meter_of(pairs[0]), SegmentationMeter()
+    whole, second = meter_of(*pairs), SegmentationMeter()
     for number, pair in enumerate(pairs[1:], start=1):
         second.add(*pair, name=f"case-{number}", patient_id=f"patient-{number // 2}")
-    first.extend(json.loads(json.dumps(second.cases)))  # plain rows survive any transport
-    assert first.cases == whole.cases
-    assert first.compute() == whole.compute()
+    # Plain rows survive any transport.
+    gathered = SegmentationMeter([*meter_of(pairs[0]).cases, *json.loads(json.dumps(second.cases))])
+    assert gathered.cases == whole.cases
+    assert gathered.compute() == whole.compute()
 
 
 def test_cases_keep_every_sentence_of_a_picture():
@@ -136,3 +150,159 @@ def test_cases_keep_every_sentence_of_a_picture():
 def test_nothing_to_score_is_refused():
     with pytest.raises(ValueError, match="at least one case"):
         SegmentationMeter().compute()
+
+
+def square(size, top, left, side):
+    mask = np.zeros(size, dtype=bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def test_outline_by_hand():
+    assert outline(square((5, 5), 1, 1, 3)).astype(int).tolist() == [
+        [0, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 1, 0, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]
+    ]  # fmt: skip
+    assert outline(np.ones((4, 4), dtype=bool)).sum() == 12  # what lies beyond the picture is outside
+
+
+def test_surfaces_by_hand():
+    one, other = square((20, 20), 2, 2, 1), square((20, 20), 5, 6, 1)
+    assert surface_scores(one, other) == {"hd95": pytest.approx(5), "surface_dice": 0}
+    assert surface_scores(one, other, tolerance=5) == {"hd95": pytest.approx(5), "surface_dice": 1}
+    assert surface_scores(one, other, spacing=0.2)["hd95"] == pytest.approx(1)
+    assert surface_scores(one, other, spacing=(2, 0.5))["hd95"] == pytest.approx(np.hypot(6, 2))
+    # A square moved down by one: of its 12 outline pixels 6 lie on the other's outline, 6 one pixel off.
+    moved = surface_scores(square((20, 20), 3, 3, 4), square((20, 20), 4, 3, 4), tolerance=0.5)
+    assert moved == {"hd95": 1, "surface_dice": 12 / 24}
+    same = square((9, 9), 0, 0, 4)
+    assert surface_scores(same, same, tolerance=0) == {"hd95": 0, "surface_dice": 1}
+
+
+def test_surfaces_of_nothing():
+    assert surface_scores(EMPTY, EMPTY) == {"hd95": 0, "surface_dice": 1}
+    for pair in ((EMPTY, FULL), (FULL, EMPTY)):
+        assert surface_scores(*pair) == {"hd95": None, "surface_dice": 0}
+        assert outline_distances(*pair) is None
+
+
+def slow_surface_scores(prediction, target, tolerance, spacing):
+    """By the definition, pixel by pixel."""
+
+    def rim(mask):
+        height, width = mask.shape
+        neighbours = ((-1, 0), (1, 0), (0, -1), (0, 1))
+        inside = {(y, x) for y in range(height) for x in range(width) if mask[y, x]}
+        return [(y, x) for y, x in inside if any((y + dy, x + dx) not in inside for dy, dx in neighbours)]
+
+    def distances(ones, others):
+        return [min(np.hypot((y - v) * spacing[0], (x - u) * spacing[1]) for v, u in others) for y, x in ones]
+
+    ours, theirs = rim(prediction), rim(target)
+    there, back = distances(ours, theirs), distances(theirs, ours)
+    near = sum(distance <= tolerance for distance in there + back)
+    return {"hd95": max(np.percentile(there, 95), np.percentile(back, 95)), "surface_dice": near / len(there + back)}
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.7, 1.9)])
+@pytest.mark.parametrize("kind", ["noise", "blobs", "edges"])
+def test_surfaces_agree_with_the_definition(kind, spacing):
+    from scipy.ndimage import gaussian_filter
+
+    random = np.random.default_rng(7)
+    for _ in range(6):
+        pair = [random.random((17, 23)) for _ in range(2)]
+        if kind == "noise":
+            pair = [values < random.uniform(0.02, 0.9) for values in pair]
+        elif kind == "blobs":
+            pair = [smooth > np.median(smooth) for smooth in (gaussian_filter(values, 3) for values in pair)]
+        else:  # bands along the borders, a single pixel in a corner
+            first, second = np.zeros((2, 17, 23), dtype=bool)
+            first[:, : random.integers(1, 9)] = True
+            second[random.integers(0, 17), 22] = second[0, 0] = True
+            pair = [first, second]
+        expected = slow_surface_scores(*pair, tolerance=2.0, spacing=spacing)
+        assert surface_scores(*pair, tolerance=2.0, spacing=spacing) == pytest.approx(expected)
+
+
+def test_calibration_by_hand():
+    probability = np.array([[0.0, 0.02, 0.52, 0.54], [1.0, 0.98, 0.51, 0.53]])
+    target = np.array([[0, 0, 1, 0], [1, 1, 1, 0]], dtype=bool)
+    pixels, sums, hits = reliability(probability, target)
+    assert len(pixels) == BINS and {i: n for i, n in enumerate(pixels) if n} == {0: 2, 10: 4, 19: 2}
+    assert (sums[0], sums[10], sums[19]) == (pytest.approx(0.02), pytest.approx(2.1), pytest.approx(1.98))
+    assert (hits[0], hits[10], hits[19]) == (0, 2, 2)
+    assert calibration_error(pixels, sums, hits) == pytest.approx((0.02 + 0.1 + 0.02) / 8)
+
+
+def test_what_is_ignored_counts_nowhere():
+    keep = LEFT_HALF
+    case = score_case(FULL, TOP_HALF, "scan", keep=keep, probability=np.full((2, 4), 0.9), surface={})
+    small = score_case(
+        np.ones((2, 2), bool), TOP_HALF[:, :2], "scan", probability=np.full((2, 2), 0.9), surface={}
+    )  # fmt: skip
+    assert {**case, "tn": 0} == small
+
+
+def test_meter_sums_surfaces_and_calibration():
+    meter = SegmentationMeter()
+    for pair in ((LEFT_HALF, LEFT_HALF), (TOP_HALF, EMPTY)):
+        meter.add(*pair, name="scan", probability=pair[0] * 0.8, surface={})
+    result = meter.compute()
+    assert result["hd95"] == 0 and result["hd95_undefined"] == 1 and result["surface_dice"] == 0.5
+    assert result["reliability"]["pixels"][16] == 8 and result["reliability"]["hits"][16] == 4
+    assert result["ece"] == pytest.approx((8 * 0.8 - 4) / 16)
+
+
+def slow_bootstrap(cases, draws):
+    """Resamples by taking the cases of the drawn patients themselves."""
+    by_patient = {}
+    for case in cases:
+        by_patient.setdefault(case["patient_id"] or case["name"], []).append(case)
+    units = list(by_patient.values())
+    results = [SegmentationMeter(case for unit in draw for case in units[unit]).compute() for draw in draws]
+    return {key: [result[key] for result in results] for key in ("dice_per_image", "iou_global", "precision")}
+
+
+def test_bootstrap_agrees_with_taking_whole_patients():
+    random = np.random.default_rng(3)
+    pairs = [(random.random((6, 6)) < 0.4, random.random((6, 6)) < 0.4) for _ in range(9)]
+    cases = meter_of(*pairs).cases
+    for case in cases[6:]:
+        case["patient_id"] = None
+    intervals = bootstrap(cases, seed=5, resamples=400)
+    # The same draws, as lists of patients.
+    times = np.random.default_rng(5).multinomial(6, np.full(6, 1 / 6), size=400)
+    slow = slow_bootstrap(cases, [np.repeat(np.arange(6), row) for row in times])
+    for name, values in slow.items():
+        assert intervals[f"{name}_interval"] == pytest.approx(np.percentile(values, [2.5, 97.5]).tolist())
+    assert bootstrap(cases, seed=5, resamples=400) == intervals != bootstrap(cases, seed=6, resamples=400)
+
+
+def test_interval_of_pictures_of_one_patient_is_wider():
+    random = np.random.default_rng(0)
+    cases = []
+    for patient in range(20):  # all pictures of a patient are alike
+        hit = bool(random.random() < 0.5)
+        for view in range(10):
+            mask = FULL if hit else EMPTY
+            cases.append(score_case(mask, FULL, f"{patient}-{view}", f"p{patient}"))
+    apart = [{**case, "patient_id": None} for case in cases]
+    width, width_apart = (np.diff(bootstrap(some)["dice_per_image_interval"])[0] for some in (cases, apart))
+    # sqrt(p (1 - p) / n) for 20 patients and for 200 pictures: sqrt(10) apart.
+    assert width / width_apart == pytest.approx(np.sqrt(10), rel=0.15)
+
+
+def test_evaluate_modules_say_the_same(tmp_path):
+    from processing.evaluate_modules import SegmentationScores, SurfaceScores
+
+    meter = SegmentationMeter()
+    counts = SegmentationScores(cache_dir=str(tmp_path))
+    surfaces = SurfaceScores(cache_dir=str(tmp_path))
+    for pair in ((LEFT_HALF, TOP_HALF), (FULL, EMPTY), (EMPTY, EMPTY)):
+        meter.add(*pair, name="scan", surface={"tolerance": 0.5})
+        counts.add(**SegmentationScores.of(*pair))
+        surfaces.add(**SurfaceScores.of(*pair, tolerance=0.5))
+    together = {**counts.compute(), **surfaces.compute()}
+    assert together == meter.compute() and together["hd95_undefined"] == 1
+    surfaces.add(**SurfaceScores.of(FULL, EMPTY))
+    assert surfaces.compute() == {"hd95": None, "hd95_undefined": 1, "surface_dice": 0}

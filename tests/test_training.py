@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 import train_hf
-from train_hf import main, parse_arguments, text_arms
+from train_hf import main, parse_arguments
 
 
 SMALL = ["--dataset", "builtin", "--image_size", "32", "--batch_size", "4", "--cpu", "true",
@@ -105,13 +105,6 @@ def test_two_processes_evaluate_every_row_once(tmp_path):
     assert "2 process(es)" in run.stdout
     result = json.loads((tmp_path / "result.json").read_text())
     assert all(scores["num_images"] == 6 for scores in result["scores"].values())
-
-
-def test_arms_never_keep_a_rows_own_sentence():
-    arms = text_arms([f"sentence {i}" for i in range(20)], seed=0)
-    assert sorted(arms["shuffled_text"]) == sorted(arms["full_text"])
-    assert all(a != b for a, b in zip(arms["shuffled_text"], arms["full_text"], strict=True))
-    assert arms["no_text"] == [None] * 20
 
 
 def test_flag_beats_file_beats_default(tmp_path):

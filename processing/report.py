@@ -1,0 +1,393 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`tamiseg report`: tables, plots and one HTML page from result files. No number is typed in by hand.
+
+    tamiseg report                                                    # docs/results.md, report.html, the queue of runs
+    tamiseg report --results runs/mine/test --output runs/mine/test   # of an evaluation of one's own
+
+A folder of results holds what `train_hf.py` and `tamiseg evaluate` wrote, under any name that ends in `.json`; several
+seeds of one recipe are called `NAME-seed0.json`, `NAME-seed1.json`, ... Recipes are the YAML files beside that folder
+that have a `recipe` entry, see `experiments/README.md`.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from html import escape
+from io import BytesIO
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from .arms import ARMS
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A published score, to stand beside ours."""
+
+    score: str
+    convention: str
+    source: str
+
+
+# By a part of the data set's name, as folders and Hub ids write it without signs.
+MARKS = {
+    "qata": (
+        "QaTa-COV19",
+        (
+            Mark("85.2", "Dice per image", "highest with text, as its authors claim"),
+            Mark("84.8", "Dice per image", "the same method, reproduced by others"),
+            Mark("91.5 to 92.4", "Dice global", "highest with text, as their authors claim"),
+            Mark("80.4", "Dice per image", "without text: a plain FPN on ImageNet weights"),
+        ),
+    ),
+    "mosmed": (
+        "MosMedData+",
+        (
+            Mark("78.4", "Dice per image", "highest with text, as its authors claim"),
+            Mark("82.0", "Dice global", "highest with text, as its authors claim"),
+        ),
+    ),
+    "kvasir": (
+        "Kvasir-SEG",
+        (
+            Mark("90.5", "Dice, split 880/120", "highest with text, as its authors claim"),
+            Mark("84.6", "mean IoU, split 880/120", "the same"),
+        ),
+    ),
+}
+HEADS = {
+    "dice_per_image": "Dice per image",
+    "dice_global": "Dice global",
+    "iou_per_image": "IoU per image",
+    "iou_global": "IoU global",
+    "precision": "Precision",
+    "recall": "Recall",
+    "hd95": "HD95",
+    "surface_dice": "Surface Dice",
+    "ece": "ECE",
+    "empty_target_false_positive_rate": "False alarms",
+}
+IN_UNITS = {"hd95"}  # all others are shares, shown in %
+QUEUE_MARK = "<!-- From here on written by `tamiseg report`. -->"
+
+CONVENTIONS = (
+    "In %, in brackets 95 % intervals (whole patients are resampled; pictures where the patient is unknown). Per "
+    "image: the mean over cases; global: from the pixels of all cases pooled. An empty mask counts as fully right "
+    "where there is nothing to find, and false alarms are the share of such cases in which something was marked. HD95 "
+    "is averaged over the cases where neither mask is empty. A dash: not measured."
+)
+STYLE = """\
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 0 auto; padding: 1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #8886; text-align: left; white-space: nowrap; }
+td.sentence { white-space: normal; min-width: 18rem; }
+img { max-width: 100%; height: auto; background: #fff; }
+pre { overflow-x: auto; padding: .6rem; background: #8882; white-space: pre-wrap; overflow-wrap: anywhere; }
+"""
+
+
+def add_command(commands) -> None:
+    """Adds `report` to the subcommands of `tamiseg`."""
+    command = commands.add_parser("report", help="write tables, plots and a page from result files")
+    command.add_argument("--results", default="experiments/results", help="folder of result files (*.json)")
+    command.add_argument("--output", default="docs", help="folder for results.md and report.html")
+    command.set_defaults(run=run)
+
+
+def run(arguments) -> None:
+    """Reads, writes, and says what it wrote."""
+    folder, output = Path(arguments.results), Path(arguments.output)
+    results, recipes = load_results(folder), load_recipes(folder.parent)
+    output.mkdir(parents=True, exist_ok=True)
+    written = {
+        output / "results.md": results_page(results, recipes),
+        output / "report.html": html_page(results, folder),
+    }
+    readme = folder.parent / "README.md"
+    if readme.is_file() and QUEUE_MARK in (text := readme.read_text(encoding="utf-8")):
+        written[readme] = text.split(QUEUE_MARK)[0] + f"{QUEUE_MARK}\n\n{queue(results, recipes)}"
+    for path, text in written.items():
+        path.write_text(text, encoding="utf-8")
+    print(f"{len(results)} results, {len(recipes)} recipes: wrote {', '.join(map(str, written))}")
+
+
+def load_results(folder: Path) -> dict[str, dict]:
+    """The result files of a folder by their names without suffix, sorted; none where there is no such folder.
+
+    Raises:
+        ValueError: a file is no result.
+    """
+    results = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"'{path}' is no JSON ({error}): write it again or move it away.") from error
+        if not isinstance(result, dict) or not {"scores", "command", "split", "arguments"} <= result.keys():
+            raise ValueError(f"'{path}' is no result of train_hf.py or tamiseg evaluate: move it away.")
+        results[path.stem] = result
+    return results
+
+
+def load_recipes(folder: Path) -> dict[str, dict]:
+    """The `recipe` entries of the YAML files of a folder by their names without suffix.
+
+    Raises:
+        ValueError: a recipe does not say its data, cost, expected score or commands.
+    """
+    import yaml
+
+    recipes = {}
+    for path in sorted(folder.glob("*.yaml")):
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict) or "recipe" not in fields:
+            continue
+        missing = {"data", "cost", "expected", "commands"} - fields["recipe"].keys()
+        if missing:
+            raise ValueError(f"the recipe of '{path}' does not say its {', '.join(sorted(missing))}: add it.")
+        recipes[path.stem] = fields["recipe"]
+    return recipes
+
+
+def is_run(recipe: str, results: dict[str, dict]) -> bool:
+    return any(recipe_of(name) == recipe for name in results)
+
+
+def recipe_of(result: str) -> str:
+    """The name without what tells the seed."""
+    return re.sub(r"-seed\d+$", "", result)
+
+
+def results_page(results: dict[str, dict], recipes: dict[str, dict]) -> str:
+    """docs/results.md: for each data set what was published and what our runs gave, then the recipes."""
+    parts = [
+        "# Results",
+        "Written by `tamiseg report` from `experiments/results/*.json`; change those, not this page.\n\n"
+        + CONVENTIONS,
+    ]
+    by_data: dict[str, list[str]] = {}
+    for name, result in results.items():
+        by_data.setdefault(data_title(result), []).append(name)
+    if not results:
+        parts.append("There is no result file yet.")
+    for data, names in sorted(by_data.items()):
+        parts.append(f"## {data}")
+        seeds = {name: [other for other in names if recipe_of(other) == recipe_of(name)] for name in names}
+        if several := {recipe_of(name): group for name, group in seeds.items() if len(group) > 1}:
+            parts.append(seed_table(several, results))
+        for name in names:
+            parts.append(f"### {name}\n\n{result_section(results[name])}")
+        if rows := mark_rows(data):
+            parts.append("Published, for comparison:\n\n" + "\n".join(table_lines(rows)))
+    unmet = [rows for key in MARKS if not any(key in plain(data) for data in by_data) and (rows := mark_rows(key))]
+    if unmet:
+        parts.append("## Published, without a result of ours yet")
+        parts += ["\n".join(table_lines(rows)) for rows in unmet]
+    if recipes:
+        parts.append("## Recipes\n\n" + recipe_table(results, recipes))
+    return "\n\n".join(parts) + "\n"
+
+
+def result_section(result: dict) -> str:
+    """One result in Markdown: scores by arm, the command that gave them, and the receipts."""
+    lines = table_lines(score_rows(result))
+    text = "\n".join(lines)
+    if flattering := selection_note(result):
+        text += f"\n\n{flattering}"
+    return f"{text}\n\n```bash\n{result['command']}\n```\n\n{receipts(result)}"
+
+
+def score_rows(result: dict) -> list[list[str]]:
+    """A table of the scores: head, then a row per arm; without columns that no arm has."""
+    scores = result["scores"]
+    columns = [name for name in HEADS if any(score.get(name) is not None for score in scores.values())]
+    unit = result.get("surface", {}).get("unit", "px")
+    head = [
+        "case with",
+        *(f"{HEADS[name]} ({unit})" if name in IN_UNITS else HEADS[name] for name in columns),
+        "cases",
+    ]
+    rows = [head]
+    for arm, score in scores.items():
+        row = [ARMS.get(arm, arm)]
+        for name in columns:
+            cell = number(score.get(name), name)
+            if interval := score.get(f"{name}_interval"):
+                cell += f" [{number(interval[0], name)}, {number(interval[1], name)}]"
+            row.append(cell)
+        rows.append([*row, str(score["num_images"])])
+    return rows
+
+
+def number(value: float | None, name: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if name in IN_UNITS else f"{100 * value:.2f}"
+
+
+def selection_note(result: dict) -> str:
+    notes = []
+    if result["split"] == "validation":
+        notes.append("The validation split also chose which epoch's weights were kept, so it flatters them.")
+    if not any("dice_per_image_interval" in score for score in result["scores"].values()):
+        notes.append("Intervals were not computed.")
+    return " ".join(notes)
+
+
+def receipts(result: dict) -> str:
+    """Split, seed, hashes, versions and hardware in one sentence."""
+    facts = [f"Split {result['split']}, seed {result.get('seed')}"]
+    for split, about in result.get("rows", {}).items():
+        facts.append(f"{split}: {about['rows']} rows of {about['patients']} known patients")
+    facts += [f"{split} data `{sha256[:16]}`" for split, sha256 in result.get("data", {}).items()]
+    facts.append(f"weights `{str(result.get('weights_sha256'))[:16]}`")
+    facts += [f"{key} {value}" for part in ("versions", "hardware") for key, value in result.get(part, {}).items()]
+    if "surface" in result:
+        facts.append("surface Dice within {tolerance} {unit}".format(**result["surface"]))
+    return "; ".join(facts) + "."
+
+
+def seed_table(groups: dict[str, list[str]], results: dict[str, dict]) -> str:
+    """Mean and range over the seeds of each recipe."""
+    rows = [["recipe", "seeds", "case with", "Dice per image", "Dice global"]]
+    for recipe, names in groups.items():
+        for arm in results[names[0]]["scores"]:
+            cells = []
+            for metric in ("dice_per_image", "dice_global"):
+                values = [
+                    100 * results[name]["scores"][arm][metric] for name in names if arm in results[name]["scores"]
+                ]
+                cells.append(f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})")
+            rows.append([recipe, str(len(names)), ARMS.get(arm, arm), *cells])
+    return "Mean and range over seeds:\n\n" + "\n".join(table_lines(rows))
+
+
+def data_title(result: dict) -> str:
+    """The data set's name; of a folder, its last part."""
+    name = str(result["arguments"].get("dataset"))
+    return PurePath(name).name if name.startswith((".", "/", "~")) else name
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def mark_rows(data: str) -> list[list[str]]:
+    """The table of what was published on a data set; empty where we know of nothing."""
+    marks = [[title, *astuple(mark)] for key, (title, some) in MARKS.items() if key in plain(data) for mark in some]
+    return [["published on", "score", "convention", "what it is"], *marks] if marks else []
+
+
+def recipe_table(results: dict[str, dict], recipes: dict[str, dict]) -> str:
+    rows = [["recipe", "data", "cost", "expected", "run"]]
+    for name, recipe in recipes.items():
+        done = "yes" if is_run(name, results) else "open"
+        rows.append([f"`experiments/{name}.yaml`", recipe["data"], recipe["cost"], recipe["expected"], done])
+    return "\n".join(table_lines(rows))
+
+
+def queue(results: dict[str, dict], recipes: dict[str, dict]) -> str:
+    """The recipes that have no result yet, with their commands."""
+    open_ones = {name: recipe for name, recipe in recipes.items() if not is_run(name, results)}
+    if not open_ones:
+        return "Every recipe has been run.\n"
+    parts = []
+    for name, recipe in open_ones.items():
+        facts = "\n".join(f"- {key.capitalize()}: {recipe[key]}" for key in ("data", "cost", "expected"))
+        commands = "\n".join(recipe["commands"])
+        parts.append(f"### {name}\n\n{facts}\n\n```bash\n{commands}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; the first row is its head."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+
+
+def html_page(results: dict[str, dict], folder: Path) -> str:
+    """report.html: all in one file, that asks nothing of any other host. Where a result is the `result.json` of an
+    evaluation, whose cases and pictures lie beside it, it shows them too."""
+    sections = []
+    for name, result in results.items():
+        parts = [f"<h2>{escape(name)}: {escape(data_title(result))}</h2>"]
+        parts.append(html_table(score_rows(result)))
+        parts += [f"<p>{escape(note)}</p>" for note in [selection_note(result)] if note]
+        parts.append(f"<pre>{escape(result['command'])}</pre><p>{escape(receipts(result).replace('`', ''))}</p>")
+        if marks := mark_rows(data_title(result)):
+            parts.append(html_table(marks))
+        parts += plots(result["scores"])
+        if name == "result" and (folder / "cases.csv").is_file():
+            parts += case_parts(folder)
+        sections.append("\n".join(parts))
+    body = "\n".join(sections) or "<p>There is no result file yet.</p>"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>TAMISeg results</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>TAMISeg results</h1>\n"
+        "<p><strong>Research only, not a medical device.</strong></p>\n"
+        f"<p>{escape(CONVENTIONS)}</p>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def plots(scores: dict[str, dict]) -> list[str]:
+    from .plots import write_calibration, write_scores
+
+    named = {ARMS.get(arm, arm): score for arm, score in scores.items()}
+    parts = [picture(lambda file: write_scores(named, file), "Dice of each arm, with 95 % intervals")]
+    calibrated = {arm: score for arm, score in named.items() if "reliability" in score}
+    if calibrated:
+        words = "Calibration, and global Dice over the threshold"
+        parts.append(picture(lambda file: write_calibration(calibrated, file), words))
+    return parts
+
+
+def case_parts(folder: Path) -> list[str]:
+    """Pictures and the table of the cases of one evaluation, the worst first."""
+    from .plots import write_areas
+
+    with open(folder / "cases.csv", encoding="utf-8", newline="") as file:
+        cases = list(csv.DictReader(file))
+    first = [case for case in cases if case["arm"] == cases[0]["arm"]]
+    first.sort(key=lambda case: float(case["dice"]))
+    parts = [picture(lambda file: write_areas(first, file), "Dice over the area of the target")]
+    for name, words in (("worst.png", "The worst cases"), ("qualitative.png", "Cases from worst to best")):
+        if (folder / name).is_file():
+            parts.append(f"<h3>{words}</h3>")
+            parts.append(image((folder / name).read_bytes(), words))
+    rows = [["case", "patient", "Dice", "HD95", "surface Dice", "sentence"]]
+    for case in first:
+        measured = [f"{float(case[key]):.3f}" if case[key] else "-" for key in ("dice", "hd95", "surface_dice")]
+        rows.append([case["name"], case["patient_id"] or "-", *measured, case["sentence"] or "-"])
+    title = f"{len(first)} cases with {ARMS.get(cases[0]['arm'], cases[0]['arm'])}, the worst first"
+    return [*parts, f"<details><summary>{escape(title)}</summary>{html_table(rows)}</details>"]
+
+
+def html_table(rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in rows[0])
+    kinds = [' class="sentence"' if cell == "sentence" else "" for cell in rows[0]]
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>\n"
+        for row in rows[1:]
+    )
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>'
+
+
+def picture(draw, words: str) -> str:
+    """What `draw` writes into a file, as an image of the page."""
+    file = BytesIO()
+    draw(file)
+    return image(file.getvalue(), words)
+
+
+def image(png: bytes, words: str) -> str:
+    return f'<p><img alt="{escape(words)}" src="data:image/png;base64,{base64.b64encode(png).decode()}"></p>'

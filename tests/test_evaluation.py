@@ -1,0 +1,292 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`tamiseg evaluate`: the same bytes again, the same numbers on two processes and after a break, baselines too."""
+
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from processing import evaluation as room
+from processing.command_line import main
+from processing.metrics import SegmentationMeter
+from tests.test_command_line import save_tiny_model
+
+
+SENTENCES = ("left lung", "the large lesion in the right lung", "", "bilateral infection, two infected areas")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """More threads add in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Seven pictures of odd sizes of four patients, of whom one is unknown; one has nothing to find, and one has
+    pixels to ignore."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "test").mkdir()
+    lines = []
+    for i in range(7):
+        random = np.random.default_rng(i)
+        picture = random.integers(0, 255, (40 + i, 50 - 3 * i, 3), dtype=np.uint8)
+        mask = np.zeros(picture.shape[:2], dtype=np.uint8)
+        if i != 3:
+            mask[5 : 15 + i, 8:20] = 1
+        if i == 5:
+            mask[:10] = 255
+        Image.fromarray(picture).save(folder / "test" / f"{i}.png")
+        Image.fromarray(mask).save(folder / "test" / f"{i}-mask.png")
+        line = {"image_file_name": f"{i}.png", "mask_file_name": f"{i}-mask.png", "prompt": SENTENCES[i % 4]}
+        lines.append(json.dumps(line | ({"patient_id": f"p{i // 2}"} if i < 6 else {})))
+    (folder / "test" / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def call(model, data, output, *words):
+    return main(
+        ["evaluate", str(model), "--dataset", str(data), "--output", str(output), "--batch_size", "2",
+         *map(str, words)]
+    )  # fmt: skip
+
+
+def files(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def evaluated(model, data, tmp_path_factory):
+    """All arms, in a folder called test."""
+    folder = tmp_path_factory.mktemp("a") / "test"
+    assert call(model, data, folder, "--arms", "all") == 0
+    return folder
+
+
+def test_twice_gives_the_same_bytes(model, data, evaluated, tmp_path, capsys):
+    assert set(files(evaluated)) == {"result.json", "cases.csv", "cases.jsonl"}
+    assert call(model, data, tmp_path / "test", "--arms", "all") == 0
+    assert files(tmp_path / "test") == files(evaluated)
+    said = capsys.readouterr().out
+    assert "test, 7 cases" in said and "left and right exchanged" in said and "worst: " in said
+
+
+def test_result_tells_how_to_get_it_again(model, data, evaluated):
+    text = (evaluated / "result.json").read_text()
+    result = json.loads(text)
+    assert str(evaluated.parent) not in text and str(data) not in text and str(model) not in text
+    assert result["command"] == (
+        f"tamiseg evaluate {model.name} --dataset {data.name} --split test --batch_size 2 --seed 0 --tolerance 2.0 "
+        "--output test --arms full_text no_text shuffled_text wrong_side typo paraphrase location_removed empty"
+    )
+    assert result["weights_sha256"] == room.hash_weights(model / "model.safetensors") == room.hash_weights(model)
+    assert result["intervals_over"] == {"patients": 3, "pictures": 1}
+    assert result["surface"] == {"tolerance": 2.0, "spacing": 1.0, "unit": "px"}
+    assert len(result["data"]["test"]) == 64 and result["rows"]["test"]["rows"] == 7 and result["seed"] == 0
+    assert {"torch", "transformers", "numpy", "python"} <= result["versions"].keys()
+    assert result["hardware"]["device"]
+    changed = {arm: score["sentences_changed"] for arm, score in result["scores"].items()}
+    assert changed == {
+        "full_text": 0, "no_text": 5, "shuffled_text": changed["shuffled_text"], "wrong_side": 4, "typo": 5,
+        "paraphrase": 3, "location_removed": 5, "empty": 5,
+    }  # fmt: skip
+
+
+def test_scores_are_those_of_the_cases(evaluated):
+    result = json.loads((evaluated / "result.json").read_text())
+    with open(evaluated / "cases.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7 * 8 and [row["name"] for row in rows[:9]] == ["0"] * 8 + ["1"]
+    assert rows[0]["sentence"] == "left lung" and rows[3]["sentence"] == "right lung" and rows[1]["sentence"] == ""
+    for arm, score in result["scores"].items():
+        mine = [row for row in rows if row["arm"] == arm]
+        assert score["dice_per_image"] == pytest.approx(np.mean([float(row["dice"]) for row in mine]))
+        tp, fp, fn = (sum(int(row[key]) for row in mine) for key in ("tp", "fp", "fn"))
+        d = score["dice_global"]
+        assert d == pytest.approx(2 * tp / (2 * tp + fp + fn)) and score["iou_global"] == pytest.approx(d / (2 - d))
+        low, high = score["dice_per_image_interval"]
+        assert 0 <= low <= score["dice_per_image"] <= high <= 1
+        assert score["num_images"] == 7 and score["num_empty_targets"] == 1
+        pixels = sum(int(row[key]) for row in mine for key in ("tp", "fp", "fn", "tn"))
+        assert sum(score["reliability"]["pixels"]) == pixels - 10 * 35  # of picture 5, ten rows are ignored
+        assert 0 <= score["ece"] <= 1
+    # A blank sentence is no sentence.
+    asked = {
+        arm: [{**row, "arm": "", "sentence": ""} for row in rows if row["arm"] == arm] for arm in ("no_text", "empty")
+    }
+    assert asked["no_text"] == asked["empty"]
+
+
+def test_agrees_with_predict(model, data, evaluated, tmp_path):
+    """The masks that are scored are those that people get."""
+    with open(evaluated / "cases.csv", newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file) if row["arm"] == "full_text"}
+    for name in ("0", "4"):
+        mask = tmp_path / "mask.png"
+        picture, sentence = data / "test" / f"{name}.png", rows[name]["sentence"]
+        assert main(["predict", str(picture), "--text", sentence, "--model", str(model), "--output", str(mask)]) == 0
+        found = np.asarray(Image.open(mask)) > 0
+        assert abs(int(found.sum()) - int(rows[name]["tp"]) - int(rows[name]["fp"])) <= 2  # rounding of an edge
+
+
+def test_two_processes_give_the_same_numbers(model, data, evaluated, tmp_path):
+    root = Path(__file__).parent.parent
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "-m", "processing.command_line", "evaluate", str(model), "--dataset", str(data), "--batch_size", "2",
+        "--output", str(tmp_path / "test"), "--arms", "all",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment, cwd=root)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.count("test, 7 cases") == 1
+    assert (tmp_path / "test" / "cases.csv").read_bytes() == (evaluated / "cases.csv").read_bytes()
+    scores = [json.loads((folder / "result.json").read_text())["scores"] for folder in (tmp_path / "test", evaluated)]
+    assert scores[0] == scores[1]
+
+
+def test_goes_on_after_a_break(model, data, evaluated, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "test"
+    asked = []
+
+    class Broken(room.Segmenter):
+        def __call__(self, images, sentences):
+            asked.append(len(images))
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            return super().__call__(images, sentences)
+
+    monkeypatch.setattr(room, "Segmenter", Broken)
+    assert call(model, data, output, "--arms", "all") == 130
+    journal = output / "cases.jsonl"
+    assert len(journal.read_text().splitlines()) == 1 + 4 * 8 and not (output / "result.json").exists()
+    journal.write_text("\n".join(journal.read_text().splitlines()[:-3]) + '\n{"index": 3, "ar')  # torn
+    assert call(model, data, output, "--arms", "all", "--resume") == 0
+    assert asked == [2, 2, 2, 2, 2, 1]  # the torn batch again, the first one not
+    assert files(output) == files(evaluated)
+    asked.clear()
+    assert call(model, data, output, "--arms", "all", "--resume") == 0
+    assert asked == [] and files(output) == files(evaluated)
+    # Another evaluation is not gone on with.
+    for words, difference in ((["--arms", "full_text"], "arms was"), (["--arms", "all", "--seed", "1"], "seed was 0")):
+        capsys.readouterr()
+        assert call(model, data, output, *words, "--resume") == 2
+        said = capsys.readouterr().err
+        assert difference in said and "leave --resume out" in said
+    assert files(output) == files(evaluated)
+
+
+def threshold_baseline(name):
+    """A plain function for a model: what is brighter than a grey value, whatever is asked."""
+
+    def segment(images, sentences):
+        return [
+            [(np.asarray(image.convert("L")) > int(name), None) for _ in some]
+            for image, some in zip(images, sentences, strict=True)
+        ]
+
+    return segment
+
+
+def test_baselines_by_an_adapter(data, tmp_path, capsys):
+    words = ("--adapter", "tests.test_evaluation:threshold_baseline", "--spacing", "0.5", "--arms", "full_text")
+    assert call("128", data, tmp_path / "test", *words) == 0
+    result = json.loads((tmp_path / "test" / "result.json").read_text())
+    score = result["scores"]["full_text"]
+    assert result["weights_sha256"] is None and result["surface"]["unit"] == "mm" and "ece" not in score
+    meter = SegmentationMeter()
+    for i in range(7):
+        mask = np.asarray(Image.open(data / "test" / f"{i}-mask.png"))
+        found = np.asarray(Image.open(data / "test" / f"{i}.png").convert("L")) > 128
+        meter.add(found, mask == 1, str(i), keep=mask != 255, surface={"spacing": 0.5})
+    assert meter.compute().items() <= score.items()
+    capsys.readouterr()
+    for adapter in ("tests.test_evaluation:nothing", "no.such:thing", "words"):
+        assert call("128", data, tmp_path / "test", "--adapter", adapter) == 2
+        assert "MODULE:FUNCTION" in capsys.readouterr().err
+
+
+def test_docs_do_what_they_say(model, data, tmp_path, monkeypatch):
+    document = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/best").symlink_to(model)
+    Path("my_data").symlink_to(data)
+    commands = re.search(r"```bash\n(.*?)```", document, re.DOTALL)[1].splitlines()
+    assert len(commands) == 2 and all(main(shlex.split(command)[1:]) == 0 for command in commands)
+    assert {"result.json", "results.md", "report.html"} <= set(files(tmp_path / "runs" / "mine" / "test"))
+    result = json.loads(Path("runs/mine/test/result.json").read_text())
+    for arm, score in result["scores"].items():
+        assert f"| `{arm}` |" in document
+        for name in score:
+            assert f"`{name}`" in document or name.endswith("_interval") or name.startswith("num_"), name
+    names: dict = {}
+    exec(compile(re.search(r"```python\n(.*?)```", document, re.DOTALL)[1], "docs/evaluation.md", "exec"), names)
+    picture = Image.new("RGB", (3, 2), (200, 200, 200))
+    ((first, second),) = names["load"]("128")([picture], [["left", None]])
+    assert first[0].all() and first[0].shape == (2, 3) and second[1] is None
+
+
+def test_pictures_only_when_asked_for(model, data, tmp_path):
+    assert call(model, data, tmp_path / "test", "--arms", "full_text", "--pictures", "3") == 0
+    assert set(files(tmp_path / "test")) == {
+        "result.json", "cases.csv", "cases.jsonl", "worst.png", "qualitative.png"
+    }  # fmt: skip
+    for name in ("worst.png", "qualitative.png"):
+        picture = Image.open(tmp_path / "test" / name)
+        assert picture.width > 800 and picture.height > 600 and len(picture.convert("RGB").getcolors(2**24)) > 1000
+
+
+def bad_calls(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    stage_1 = tmp_path / "stage-1"
+    stage_1.mkdir()
+    for name, content in (
+        ("config.json", '{"architectures": ["TAMISegForConsistencyPretraining"]}'),
+        ("processor_config.json", "{}"),
+        ("model.safetensors", ""),
+    ):
+        (stage_1 / name).write_text(content)
+    return [
+        ({"--split": "train"}, "no split 'train'"),
+        ({"--batch_size": "0"}, "--batch_size is 0"),
+        ({"--tolerance": "-1"}, "--tolerance is -1"),
+        ({"--spacing": "0"}, "--spacing is 0"),
+        ({"--output": tmp_path / "file"}, "is a file"),
+        ({"--dataset": tmp_path / "stage-1"}, "not known"),
+        ({"model": tmp_path / "nowhere"}, "no model folder"),
+        ({"model": stage_1}, "first stage"),
+    ]
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_bad_input_gets_one_sentence(model, data, tmp_path, capsys, case):
+    changed, sentence = bad_calls(data, tmp_path)[case]
+    words = {"model": model, "--dataset": data, "--output": tmp_path / "out", **changed}
+    argv = ["evaluate", str(words.pop("model"))]
+    for flag, value in words.items():
+        argv += [flag, str(value)]
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert [sentence in line for line in said.splitlines() if line.startswith("tamiseg:")] == [True], said
+    assert "Traceback" not in said

@@ -1,0 +1,223 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`tamiseg report`: every number comes from a result file, the docs are not stale, and the page stands alone."""
+
+import csv
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from processing.command_line import main
+from processing.evaluation import COLUMNS
+from processing.report import MARKS, QUEUE_MARK, load_recipes, load_results, queue, results_page
+from train_hf import Arguments, parse_arguments
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def scores(dice, **more):
+    share = {name: dice for name in ("dice_per_image", "dice_global", "iou_per_image", "iou_global")}
+    return {
+        **share, "precision": 0.75, "recall": 0.5, "num_images": 12, "num_empty_targets": 0,
+        "empty_target_false_positive_rate": None, **more,
+    }  # fmt: skip
+
+
+def training_result(**changes):
+    """As train_hf.py writes it."""
+    return {
+        "command": "python train_hf.py --stage finetune --dataset ../data/qata_cov19",
+        "arguments": {"stage": "finetune", "dataset": "../data/qata_cov19"},
+        "split": "validation",
+        "scores": {
+            arm: scores(dice) for arm, dice in (("full_text", 0.8123), ("no_text", 0.7), ("shuffled_text", 0.6))
+        },
+        "data": {"train": "a" * 64, "validation": "b" * 64},
+        "rows": {"validation": {"rows": 12, "patients": 5, "rows_without_patient": 0, "sentences": 3}},
+        "weights_sha256": "c" * 64,
+        "seed": 3,
+        "steps": 10,
+        "versions": {"torch": "2.13.0"},
+        "hardware": {"machine": "x86_64", "threads": 2, "device": "cpu"},
+        **changes,
+    }
+
+
+def evaluation_result(**changes):
+    """As tamiseg evaluate writes it, with intervals, outlines and calibration."""
+    bins = {"pixels": [90, *[0] * 18, 10], "probabilities": [9.0, *[0] * 18, 9.5], "hits": [4, *[0] * 18, 9]}
+    more = {
+        "dice_per_image_interval": [0.85, 0.92], "hd95": 3.456, "hd95_undefined": 1, "surface_dice": 0.66,
+        "ece": 0.055, "reliability": bins,
+    }  # fmt: skip
+    fields = {
+        "command": "tamiseg evaluate best --dataset kvasir_seg",
+        "arguments": {"dataset": "kvasir_seg"},
+        "split": "test",
+        "scores": {"full_text": scores(0.9, **more), "typo": scores(0.88, **more)},
+        "surface": {"tolerance": 2.0, "spacing": 0.5, "unit": "mm"},
+    }
+    return training_result(**{**fields, **changes})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A checkout's experiments folder, with recipes and no result."""
+    folder = tmp_path / "experiments"
+    (folder / "results").mkdir(parents=True)
+    for path in (ROOT / "experiments").glob("*.*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def report(folder) -> Path:
+    output = folder.parent / "docs"
+    assert main(["report", "--results", str(folder / "results"), "--output", str(output)]) == 0
+    return output
+
+
+def write(folder, **results):
+    for name, result in results.items():
+        (folder / "results" / f"{name.replace('_seed', '-seed')}.json").write_text(json.dumps(result))
+
+
+def test_docs_are_those_of_the_results():
+    results = load_results(ROOT / "experiments" / "results")
+    recipes = load_recipes(ROOT / "experiments")
+    stale = "`tamiseg report` writes it anew"
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == results_page(results, recipes), stale
+    readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    assert readme.split(QUEUE_MARK + "\n\n")[1] == queue(results, recipes), stale
+
+
+def test_a_recipe_says_what_it_takes_and_its_commands_are_understood():
+    recipes = load_recipes(ROOT / "experiments")
+    assert {"quickstart", "qata_mobile_160", "qata_resnet50_256", "kvasir_resnet50_256"} <= recipes.keys()
+    for name, recipe in recipes.items():
+        stages = []
+        for command in recipe["commands"]:
+            words = shlex.split(command.replace("$SEED", "1"))
+            if words[:2] == ["python", "train_hf.py"]:
+                assert words[words.index("--config") + 1] == f"experiments/{name}.yaml"
+                words[words.index("--config") + 1] = str(ROOT / "experiments" / f"{name}.yaml")
+                arguments = parse_arguments(words[2:])
+                assert isinstance(arguments, Arguments) and arguments.output_dir.startswith("runs/")
+                stages.append(arguments.stage)
+        assert stages == ["pretrain", "finetune"]
+        assert any(command.startswith("tamiseg evaluate") for command in recipe["commands"])
+
+
+def test_no_result_yet(folder):
+    page = (report(folder) / "results.md").read_text()
+    assert "There is no result file yet" in page and page.count("| open |") == len(load_recipes(folder))
+    (folder / "results").rmdir()
+    assert (report(folder) / "results.md").read_text() == page
+    for _, marks in MARKS.values():
+        for mark in marks:
+            assert f"| {mark.score} | {mark.convention} |" in page
+
+
+def test_numbers_commands_and_receipts(folder):
+    write(folder, qata_mobile_160=training_result(), kvasir=evaluation_result())
+    output = report(folder)
+    page = (output / "results.md").read_text()
+    assert "## qata_cov19" in page and "### qata_mobile_160" in page and "## kvasir_seg" in page
+    assert "| its own sentence | 81.23 | 81.23 | 81.23 | 81.23 | 75.00 | 50.00 | 12 |" in page  # no empty columns
+    assert "so it flatters them. Intervals were not computed." in page
+    assert "| letters exchanged | 88.00 [85.00, 92.00] | 88.00 |" in page
+    assert "HD95 (mm)" in page and "| 3.46 | 66.00 | 5.50 |" in page and "within 2.0 mm" in page
+    for result in (training_result(), evaluation_result()):
+        assert f"```bash\n{result['command']}\n```" in page
+    assert "seed 3" in page and "`cccccccccccccccc`" in page and "torch 2.13.0" in page and "threads 2" in page
+    # Published marks stand in the section of their data set, the rest in one of their own.
+    qata = page.split("## qata_cov19")[1].split("\n## ")[0]
+    assert "| QaTa-COV19 | 84.8 |" in qata and "Kvasir" not in qata
+    assert "| MosMedData+ |" in page.split("## Published, without")[1]
+    # What has been run is open no more.
+    readme = (folder / "README.md").read_text()
+    assert "### qata_mobile_160" not in readme and "### qata_resnet50_256" in readme
+    assert "`experiments/qata_mobile_160.yaml`" in page and page.count("| yes |") == 1
+    before = {path: path.read_bytes() for path in (*output.iterdir(), folder / "README.md")}
+    report(folder)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_seeds_are_summed_up(folder):
+    some = {
+        f"qata_resnet50_256_seed{i}": training_result(scores={"full_text": scores(0.8 + i / 100)}) for i in range(3)
+    }
+    write(folder, **some)
+    page = (report(folder) / "results.md").read_text()
+    assert "| qata_resnet50_256 | 3 | its own sentence | 81.00 (80.00 to 82.00) | 81.00 (80.00 to 82.00) |" in page
+    assert (
+        "### qata_resnet50_256-seed2" in page and "### qata_resnet50_256\n" not in (folder / "README.md").read_text()
+    )
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.images, self.links = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.links += [attributes[name] for name in ("src", "href") if name in attributes]
+        if tag == "img":
+            self.images.append(attributes)
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_stands_alone(folder):
+    result = evaluation_result(command='tamiseg evaluate "<b>&x</b>"')
+    write(folder, qata=training_result(), kvasir=result)
+    text = (report(folder) / "report.html").read_text()
+    page = Page(text)
+    assert page.open == [] and len(page.images) == 3  # Dice of each, calibration of one
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert all(image["alt"] for image in page.images)
+    assert "&lt;b&gt;&amp;x&lt;/b&gt;" in text and "<b>" not in text
+    assert not re.search(r"https?://", text) and "<script" not in text
+
+
+def test_page_of_ones_own_evaluation_shows_its_cases(folder):
+    write(folder, result=evaluation_result())
+    results = folder / "results"
+    with open(results / "cases.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for i, dice in enumerate((0.9, 0.1)):
+            for arm in ("full_text", "typo"):
+                row = {"name": f"case-{i}", "arm": arm, "dice": dice, "tp": 5, "fn": 2, "surface_dice": 0.5}
+                writer.writerow(row | {"sentence": "<i>the lesion</i>"})
+    (results / "worst.png").write_bytes(b"drawn")
+    text = (report(folder) / "report.html").read_text()
+    page = Page(text)
+    assert page.open == [] and len(page.images) == 4
+    assert text.index("case-1") < text.index("case-0") and text.count("case-1") == 1
+    assert "&lt;i&gt;the lesion" in text and "2 cases with its own sentence" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("results/a.json", "{", "is no JSON"),
+        ("results/a.json", "[1]", "is no result"),
+        ("results/a.json", '{"scores": {}}', "is no result"),
+        ("a.yaml", yaml.safe_dump({"recipe": {"data": "x", "commands": []}}), "does not say its cost, expected"),
+    ],
+)
+def test_bad_files_get_one_sentence(folder, capsys, name, content, sentence):
+    (folder / name).write_text(content)
+    assert main(["report", "--results", str(folder / "results"), "--output", str(folder.parent / "docs")]) == 2
+    assert sentence in capsys.readouterr().err
