@@ -24,6 +24,7 @@ import json
 import os
 import platform
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -178,6 +179,7 @@ def measure(
     starts = [start for start in range(0, len(rows), batch_size) if start not in skip]
     for turn in range(0, len(starts), accelerator.num_processes):
         cases = []
+        # One batch each, or none where the last turn does not go round: all must come to the gathering.
         for start in starts[turn : turn + accelerator.num_processes][accelerator.process_index :][:1]:
             indices = range(start, min(start + batch_size, len(rows)))
             pairs = [read_pair(rows, index, reader) for index in indices]
@@ -249,7 +251,8 @@ def run(arguments) -> None:
 
     cases = list(done)
     total = len(rows) * len(arms)
-    with tqdm(total=total, initial=len(done), unit="case", disable=not accelerator.is_main_process) as bar:
+    quiet = not accelerator.is_main_process
+    with tqdm(total=total, initial=len(done), unit="case", disable=quiet, mininterval=1) as bar:
         skip = frozenset(case["index"] for case in done)
         for some in measure(
             accelerator, segment, rows, arms, arguments.batch_size, skip=skip, calibration=True, surface=surface
@@ -296,6 +299,7 @@ def build(name: str, adapter: str | None, device) -> tuple:
     """What to evaluate, and the hash of its weights (None where an adapter's model has no files)."""
     if adapter is not None:
         module, _, function = adapter.partition(":")
+        sys.path.append(os.getcwd())  # where people keep their baselines; last, lest a file there hides a package
         try:
             make = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError, ValueError) as error:

@@ -19,6 +19,7 @@ from PIL import Image
 from processing import evaluation as room
 from processing.command_line import main
 from processing.metrics import SegmentationMeter
+from processing.model_card import model_card
 from tests.test_command_line import save_tiny_model
 
 
@@ -135,6 +136,15 @@ def test_scores_are_those_of_the_cases(evaluated):
         arm: [{**row, "arm": "", "sentence": ""} for row in rows if row["arm"] == arm] for arm in ("no_text", "empty")
     }
     assert asked["no_text"] == asked["empty"]
+
+
+def test_the_card_shows_it(evaluated):
+    result = json.loads((evaluated / "result.json").read_text())
+    card = model_card([result], "user/model", {})
+    low, high = result["scores"]["full_text"]["dice_per_image_interval"]
+    assert f"[{100 * low:.2f}, {100 * high:.2f}]" in card and "| left and right exchanged |" in card
+    assert "**Test split**:" in card and "In brackets: 95 % intervals." in card
+    assert "1 of the 7 cases of the test split" in card and result["weights_sha256"] in card
 
 
 def test_agrees_with_predict(model, data, evaluated, tmp_path):
