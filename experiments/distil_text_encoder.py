@@ -2,23 +2,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gives a trained model a small text encoder: a two-layer BERT learns to say to the pixels what the large one says.
 
-    python -m experiments.distil_text_encoder --model runs/qata/finetune/best --dataset data/qata_cov19 \\
-        --output runs/mobile
+    python -m experiments.distil_text_encoder --model runs/finetune/best --dataset data/qata_cov19 --output runs/mobile
 
 The vocabulary stays whole, so that words which no training sentence holds are still read. The student is asked for
 the projected words (what image tokens attend to), token by token, on the training sentences, on sentences that are
 cut, mixed and misspelt from them, and on random words. No picture is needed; everything else of the model is kept.
+Weights are stored in 16 bits and loaded in 32. The folder comes with its result file (validation) and its card.
 """
 
 import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor, BertConfig
 
 from modeling_tamiseg import TAMISegConfig, TAMISegForImageSegmentation
-from processing.data import column, load_rows
+from processing.arms import text_arms
+from processing.data import column, fingerprint, load_rows
+from processing.evaluation import Segmenter, evaluate, hash_weights, receipt
+from processing.hub import without_folders
+from processing.model_card import describe_rows, model_card
 from processing.prompts import mirror_prompt, normalize_prompt
 
 
@@ -77,6 +86,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data_license", help="terms of the data, a sentence for the card")
     arguments = parser.parse_args()
 
     torch.manual_seed(arguments.seed)
@@ -84,7 +94,8 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(arguments.model)
     teacher = AutoModel.from_pretrained(arguments.model).eval()
     student = with_small_text_encoder(teacher, arguments.hidden_size, arguments.layers).eval()
-    prompts = column(load_rows(arguments.dataset, "train"), "prompt")
+    rows = {split: load_rows(arguments.dataset, split) for split in ("train", "validation")}
+    prompts = column(rows["train"], "prompt")
     sentences = sorted({normalize_prompt(prompt) for prompt in prompts} - {None})
     vocabulary = list(processor.tokenizer.get_vocab())
 
@@ -115,10 +126,60 @@ def main() -> None:
         if step % 50 == 0:
             bar.set_postfix(error=f"{error.item():.4f}", of=f"{wanted[read_words].var().item():.3f}")
     student.text_encoder.frozen = True
-    student.requires_grad_(False)
-    student.save_pretrained(arguments.output)
-    processor.save_pretrained(arguments.output)
+    save(student, processor, Path(arguments.output))
+    write_receipts(arguments, rows, student)
     print(f"{arguments.output}: {sum(p.numel() for p in student.parameters()) / 1e6:.2f} M parameters")
+
+
+def save(model, processor, folder: Path) -> None:
+    """Weights of 16 bits under a config that says 32, which is what they are loaded as: few CPUs compute in 16."""
+    model.requires_grad_(False).half().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for part in (config, config["vision_config"], config["text_config"]):
+        part["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def write_receipts(arguments, rows: dict, model) -> None:
+    """Scores what was saved on validation, and writes result file and card as training does."""
+    folder, source = Path(arguments.output), Path(arguments.model).parent / "result.json"
+    saved = AutoModel.from_pretrained(folder).eval()
+    segment = Segmenter(saved, AutoProcessor.from_pretrained(folder))
+    arms = text_arms([normalize_prompt(prompt) for prompt in column(rows["validation"], "prompt")], arguments.seed)
+    scores = evaluate(Accelerator(cpu=True), segment, rows["validation"], arms, 16)
+    trained = json.loads(source.read_text()) if source.is_file() else {"arguments": {}, "steps": 0}
+    size = f"BERT of {arguments.layers} layers and width {arguments.hidden_size}"
+    patients = [set(column(some, "patient_id")) - {None} for some in rows.values()]
+    result = {
+        **receipt(
+            "python -m experiments.distil_text_encoder " + shlex.join(sys.argv[1:]),
+            hash_weights(folder / "model.safetensors"),
+            arguments.seed,
+            "cpu",
+        ),
+        "arguments": without_folders(
+            {
+                **trained["arguments"],
+                "dataset": arguments.dataset,
+                "text_model": f"{size}, distilled from {trained['arguments'].get('text_model', 'the model it had')}",
+                "data_license": arguments.data_license,
+                "output_dir": arguments.output,
+            }
+        ),
+        "trained_by": trained.get("command"),
+        "split": "validation",
+        "scores": scores,
+        "data": {split: fingerprint(some) for split, some in rows.items()},
+        "rows": {
+            split: describe_rows(column(some, "prompt"), column(some, "patient_id")) for split, some in rows.items()
+        },
+        "shared_patients": len(set.intersection(*patients)),
+        "sources": {"dataset": "folder", "vision_model": "folder", "text_model": "folder", "teacher": None},
+        "steps": trained["steps"],
+    }
+    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "README.md").write_text(model_card([result], str(folder), {}))
 
 
 def read(model, batch) -> torch.Tensor:
