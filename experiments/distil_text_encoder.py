@@ -146,7 +146,9 @@ def write_receipts(arguments, rows: dict, model) -> None:
     folder, source = Path(arguments.output), Path(arguments.model).parent / "result.json"
     saved = AutoModel.from_pretrained(folder).eval()
     segment = Segmenter(saved, AutoProcessor.from_pretrained(folder))
-    arms = text_arms([normalize_prompt(prompt) for prompt in column(rows["validation"], "prompt")], arguments.seed)
+    arms = text_arms(
+        [normalize_prompt(prompt) for prompt in column(rows["validation"], "prompt")], seed=arguments.seed
+    )
     scores = evaluate(Accelerator(cpu=True), segment, rows["validation"], arms, 16)
     trained = json.loads(source.read_text()) if source.is_file() else {"arguments": {}, "steps": 0}
     size = f"BERT of {arguments.layers} layers and width {arguments.hidden_size}"
