@@ -236,6 +236,7 @@ def run(arguments) -> None:
     surface = {"tolerance": arguments.tolerance, "spacing": arguments.spacing or 1.0}
     identity = {
         "weights_sha256": weights,
+        "adapter": arguments.adapter and [arguments.adapter, arguments.model],  # may have no weights to tell by
         "data": {arguments.split: fingerprint(rows)},
         "arms": names,
         "batch_size": arguments.batch_size,

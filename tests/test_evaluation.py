@@ -231,6 +231,8 @@ def test_baselines_by_an_adapter(data, tmp_path, capsys):
         meter.add(found, mask == 1, str(i), keep=mask != 255, surface={"spacing": 0.5})
     assert meter.compute().items() <= score.items()
     capsys.readouterr()
+    assert call("99", data, tmp_path / "test", *words, "--resume") == 2
+    assert "adapter was" in capsys.readouterr().err
     for adapter in ("tests.test_evaluation:nothing", "no.such:thing", "words"):
         assert call("128", data, tmp_path / "test", "--adapter", adapter) == 2
         assert "MODULE:FUNCTION" in capsys.readouterr().err
