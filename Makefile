@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-SOURCES := modeling_tamiseg processing spaces_demo tests train_hf.py setup.py
+SOURCES := modeling_tamiseg processing spaces_demo experiments examples tests train_hf.py setup.py
 
-.PHONY: quickstart test style quality clean
+.PHONY: quickstart reproduce test style quality clean
 
 quickstart: $(READY)  ## both stages on the built-in synthetic sample, then a mask of one of its pictures
 	$(BIN)/python train_hf.py --stage pretrain --config experiments/quickstart.yaml --output_dir runs/quickstart/pretrain
@@ -13,8 +13,11 @@ quickstart: $(READY)  ## both stages on the built-in synthetic sample, then a ma
 	$(BIN)/tamiseg predict runs/quickstart/sample/test/images/builtin-test-0-006.png --text "bright round lesions on the left" \
 	    --model runs/quickstart/finetune/best --output runs/quickstart/mask.png --overlay runs/quickstart/overlay.png
 
+reproduce: $(READY)  ## the shipped model's scores anew: make reproduce DATA=data/qata_cov19
+	$(BIN)/python -m experiments.reproduce --dataset $(DATA)
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 style: $(READY)
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -51,7 +51,17 @@ setup(
         "data": DATA,
         "demo": DEMO,
         "export": EXPORT,
-        "dev": [*TRAIN, *DATA, *DEMO, *EXPORT, "playwright>=1.50", "pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.12"],
+        "dev": [
+            *TRAIN,
+            *DATA,
+            *DEMO,
+            *EXPORT,
+            "playwright>=1.50",
+            "pytest>=8.0",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.12",
+        ],
     },
     entry_points={"console_scripts": ["tamiseg=processing.command_line:main"]},
 )

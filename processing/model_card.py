@@ -277,7 +277,8 @@ def _training(training: dict, pictures: dict[str, str]) -> str:
         arguments = training["arguments"]
         named = ("vision_model", "text_model", "teacher", "epochs", "batch_size", "learning_rate", "seed")
         facts = [f"{key.replace('_', ' ')} `{arguments[key]}`" for key in named if arguments.get(key) is not None]
-        text = f"```bash\n{training['command']}\n```\n\n{training['steps']} steps; {', '.join(facts)}."
+        commands = "\n".join(training[key] for key in ("trained_by", "command") if training.get(key))
+        text = f"```bash\n{commands}\n```\n\n{training['steps']} steps; {', '.join(facts)}."
     if "curves.png" in pictures:
         text += f"\n\n![Loss, validation Dice and learning rate over the epochs]({pictures['curves.png']})"
     return text

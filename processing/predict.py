@@ -17,6 +17,7 @@ import numpy as np
 from .prompts import normalize_prompt
 
 
+SHIPPED_MODEL = Path(__file__).parent.parent / "checkpoints" / "tamiseg-mobile-qata"  # in a checkout
 OVERLAY_COLOUR = (230, 159, 0)  # orange of the Okabe-Ito palette, told apart by colour-blind readers too
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MASK_SUFFIX = {"png": ".png", "nifti": ".nii.gz", "rle": ".json"}
@@ -41,7 +42,7 @@ def add_command(commands) -> None:
     command.add_argument("image", nargs="+", help="picture (PNG, JPEG, TIFF, ...; 8 or 16 bit), or folder of them")
     command.add_argument("--text", help="what to segment, in words; without it the model answers by the picture alone")
     command.add_argument("--prompts", help="CSV or JSON lines with a sentence per picture: columns image and sentence")
-    command.add_argument("--model", required=True, help="folder of a trained model, or its Hub id")
+    command.add_argument("--model", help="folder of a trained model, or its Hub id; the shipped one for chest X-rays")
     command.add_argument(
         "--output", required=True, help="mask to write, the size of the picture; for several pictures, a folder"
     )
@@ -70,6 +71,10 @@ def predict(arguments) -> None:
     for image in arguments.image:
         if not Path(image).exists():
             raise ValueError(f"there is no picture '{image}': check the path.")
+    if arguments.model is None:
+        if not SHIPPED_MODEL.is_dir():
+            raise ValueError("there is no shipped model beside this package: give --model.")
+        arguments.model = str(SHIPPED_MODEL)
     if len(arguments.image) == 1 and Path(arguments.image[0]).is_file():
         predict_one(arguments)
     else:

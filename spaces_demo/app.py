@@ -341,7 +341,10 @@ The same endpoint is a tool for assistants (MCP) where the page was started with
 
 def build(handlers: Handlers) -> gr.Blocks:
     """The page over the handlers."""
-    examples = load_examples()
+    examples, segmenter = load_examples(), handlers.segmenter
+    hint = "Several findings are separated by semicolons. Enter starts."
+    if segmenter is not None and segmenter.known_sentences:
+        hint += f" The model learned sentences such as: {segmenter.known_sentences[0]}"
 
     def pick(event: gr.SelectData):
         return examples[event.index]
@@ -371,7 +374,7 @@ def build(handlers: Handlers) -> gr.Blocks:
                     )
                     prompt = gr.Textbox(
                         label="What should be segmented?",
-                        info="Several findings are separated by semicolons. Enter starts.",
+                        info=hint,
                         placeholder="large bright lesion; small dark lesion in the lower left",
                         elem_id="tam-prompt",
                     )
@@ -389,6 +392,7 @@ def build(handlers: Handlers) -> gr.Blocks:
                         interactive=False,
                         object_fit="contain",
                         buttons=[],
+                        visible=segmenter is None or segmenter.knows_examples,
                     )
                 with gr.Column(min_width=300):
                     status = gr.HTML(status_html("Ready."), elem_id="tam-status")

@@ -6,6 +6,7 @@ A Space has this folder and a Hub id, but not our packages: the model then bring
 """
 
 import importlib
+import json
 import os
 import sys
 import time
@@ -19,11 +20,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 from transformers import AutoModel, AutoProcessor
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 
 PROJECT = Path(__file__).resolve().parent.parent
-MODEL_FOLDERS = ("checkpoints/tamiseg-mobile-qata", "runs/quickstart/finetune/best")
+MODEL_FOLDERS = ("runs/quickstart/finetune/best", "checkpoints/tamiseg-mobile-qata")
 # What browsers and clinics send. Pillow knows more, among them formats that start other programs (EPS).
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 MAX_MEGAPIXELS = 16  # what digital X-ray detectors give; more would take more than 1.5 GB
@@ -103,6 +104,10 @@ class Segmenter:
         self.split_findings = importlib.import_module(f"{package}.prompts").split_findings
         if self.model.config.num_labels != 2:
             raise ValueError(f"'{name}' tells {self.model.config.num_labels} classes apart; this page shows two.")
+        training = read_result_file(name)
+        # Where nothing tells of the training, the examples are as good as anything.
+        self.knows_examples = training.get("arguments", {}).get("dataset", "builtin") == "builtin"
+        self.known_sentences = training.get("rows", {}).get("train", {}).get("frequent_sentences", [])
 
     def read(self, source: str | os.PathLike | BinaryIO, name: str | None = None) -> tuple[Image.Image, list[str]]:
         """A file as an upright RGB picture, with a note where its grey values had to be changed.
@@ -216,6 +221,14 @@ def find_model() -> str:
         "There is no model yet: run make quickstart in the project's folder (minutes on a CPU), or set TAMISEG_MODEL "
         "to a model's folder or Hub id, and start the demo again."
     )
+
+
+def read_result_file(name: str) -> dict:
+    """What lies beside a model of how it was trained; nothing where there is no such file."""
+    path = cached_file(
+        name, "result.json", _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def import_our_packages() -> bool:

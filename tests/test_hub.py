@@ -25,8 +25,8 @@ from tests.loopback_hub import LoopbackHub, Repo, connect
 
 REPO = "user/tamiseg-tiny"
 CODE = {"configuration_tamiseg.py", "modeling_tamiseg.py", "outputs.py", "vision_encoder.py", "text_encoder.py",
-        "alignment.py", "decoder.py", "losses.py", "processing_tamiseg.py", "image_processing_tamiseg.py",
-        "pipeline_tamiseg.py", "prompts.py"}  # fmt: skip
+        "alignment.py", "decoder.py", "inference.py", "losses.py", "tiling.py", "processing_tamiseg.py",
+        "image_processing_tamiseg.py", "pipeline_tamiseg.py", "prompts.py"}  # fmt: skip
 MODEL = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 BESIDE = {"README.md", "LICENSE", "config.yaml", "metrics.jsonl", "result.json", "curves.png", "examples.png"}
 
