@@ -149,6 +149,7 @@ def _as_config(config, default: dict) -> PreTrainedConfig:
     if isinstance(config, PreTrainedConfig):
         return config
     fields = dict(config or default)
+    fields.pop("_name_or_path", None)  # a folder of whoever trained it, which nobody else has
     model_type = fields.pop("model_type", None)
     if model_type is None:
         raise ValueError("a nested encoder config needs its model_type, such as 'resnet' or 'bert'.")
