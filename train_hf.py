@@ -51,6 +51,7 @@ from modeling_tamiseg import (
 from modeling_tamiseg.modeling_tamiseg import load_text_model, load_vision_model
 from processing import TAMISegImageProcessor, TAMISegProcessor
 from processing.augmentation import ConsistencyPerturbation, JointAugmentation
+from processing.batch_norm import synchronize_batch_norms
 from processing.checkpoints import Checkpoints, Stopped, StopSignal, rewind_lines, write_whole
 from processing.data import SegmentationDataset, collate, fingerprint, load_rows
 from processing.hub import check_name, push, reserve
@@ -101,6 +102,9 @@ class Arguments:
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
     ema_decay: float = field(
         default=0.0, metadata={"help": "score and keep weights averaged over about 1 / (1 - decay) steps; 0: off"}
+    )
+    sync_batch_norm: bool = field(
+        default=False, metadata={"help": "several processes share BatchNorm statistics, as if they were one"}
     )
     early_stopping_patience: int = field(
         default=0, metadata={"help": "stop after so many epochs without a better validation Dice; 0: never"}
@@ -409,6 +413,8 @@ def main(argv=None) -> dict:
     arms = text_arms([normalize_prompt(prompt) for prompt in column(eval_rows, "prompt")], seed=0)
 
     # Model, distillation, optimiser.
+    if arguments.sync_batch_norm and accelerator.num_processes > 1:
+        model = synchronize_batch_norms(model, accelerator.device)
     model.to(accelerator.device, memory_format=torch.channels_last)
     text_inputs = None if pretraining else TextInputs(model, processor, accelerator.device)
     distiller = None

@@ -5,7 +5,6 @@
 A few of the faults that `make faults` injects in numbers.
 """
 
-import json
 import shutil
 import signal
 
@@ -103,4 +102,19 @@ def test_two_processes_killed_and_resumed(tmp_path):
     resumed = run(tmp_path / "run", *words, "--resume", "auto", processes=2)
     assert resumed.codes == [0, 0], resumed.said
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["scores"]["full_text"]["num_images"] == 6
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    words = [*TINY, "--max_train_samples", "16", "--epochs", "2", "--freeze_text_encoder", "true", "--seed", "1"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run(one, *words, "--batch_size", "8").codes == [0]
+    ended = run(two, *words, "--batch_size", "4", "--sync_batch_norm", "true", processes=2)
+    assert ended.codes == [0, 0], ended.said
+    one, two = outcome(one), outcome(two)
+    for expected, line in zip(one["lines"], two["lines"], strict=True):
+        for name in ("train_loss", "train_gradient_norm"):
+            assert line[name] == pytest.approx(expected[name], rel=1e-5)
+        for name in ("validation_dice_per_image", "validation_dice_global"):
+            assert line[name] == pytest.approx(expected[name], abs=1e-6)
+    for arm, scores in one["scores"].items():
+        assert two["scores"][arm]["dice_per_image"] == pytest.approx(scores["dice_per_image"], abs=1e-6)

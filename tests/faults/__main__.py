@@ -4,9 +4,9 @@
 
 python -m tests.faults --kills 100 --seed 0
 
-Each broken run goes on with `--resume auto`. It is "identical" when weights, averaged weights, optimizer, rates, random
-states, best weights, scores and metrics.jsonl are those of the unbroken run, bit by bit. Every fourth kill strikes one of
-two processes.
+Each broken run goes on with `--resume auto`. It is "identical" when weights, averaged weights, optimizer, rates,
+random states, best weights, scores and metrics.jsonl are those of the unbroken run, bit by bit. Every fourth kill
+strikes one of two processes.
 """
 
 import argparse
