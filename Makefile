@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SOURCES := modeling_tamiseg processing tests train_hf.py setup.py
 
-.PHONY: quickstart test style quality clean
+.PHONY: quickstart test faults style quality clean
 
 quickstart: $(READY)  ## both stages on the built-in synthetic sample, then a mask of one of its pictures
 	$(BIN)/python train_hf.py --stage pretrain --config experiments/quickstart.yaml --output_dir runs/quickstart/pretrain
@@ -15,6 +15,11 @@ quickstart: $(READY)  ## both stages on the built-in synthetic sample, then a ma
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+KILLS ?= 100
+
+faults: $(READY)  ## breaks small training runs KILLS times, and in other ways; prints how they ended
+	$(BIN)/python -m tests.faults --kills $(KILLS)
 
 style: $(READY)
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -64,7 +64,8 @@ class OptimizerStep:
         """Takes one step, and counts it.
 
         Args:
-            losses_of: gives the losses of a batch, means over its rows; `loss` among them is followed downhill.
+            losses_of: gives the losses of a batch, means over its rows, None for one that is switched off; `loss`
+                among them is followed downhill.
             batch: one step's share of this process.
             state: `step`, `skipped` (fp16 steps in a row without an effect) and `pieces` (in how many parts the batch
                 is computed) are read and written.
@@ -118,7 +119,7 @@ class OptimizerStep:
                 if number < len(pieces):
                     for model in self.models:
                         stack.enter_context(self.accelerator.no_sync(model))
-                losses = losses_of(piece)
+                losses = {name: loss for name, loss in losses_of(piece).items() if loss is not None}
                 for name, loss in losses.items():
                     means[name] = means.get(name, 0.0) + share * loss.item()
                 if not math.isfinite(losses["loss"].item()):

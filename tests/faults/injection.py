@@ -15,7 +15,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.figure  # noqa: F401
 import torch
 from accelerate import Accelerator
 
@@ -55,8 +54,8 @@ class Fault:
 
 @dataclass
 class Ended:
-    """How a run came out: exit codes of its processes (negative: killed by that signal), what was said, steps taken,
-    and how often the first process came to each place."""
+    """How a run came out: exit codes of its processes (negative: killed by that signal), what was said, and of the
+    last process, which is the one that is struck: steps taken, and how often it came to each place."""
 
     codes: list[int]
     said: str
@@ -70,7 +69,7 @@ def run(
     """Trains into `folder`. With several processes, the last one has the fault and its death ends the others, as a
     launcher would see to. `file_limit` is the largest file in bytes that may be written."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "matplotlib.figure"])
     folder.mkdir(parents=True, exist_ok=True)
     log = folder.parent / f"{folder.name}.log"
     log.unlink(missing_ok=True)
@@ -93,7 +92,7 @@ def run(
         if child.is_alive():
             child.kill()
             child.join()
-    counts = json.loads(Path(f"{log}.counts").read_text())
+    counts = json.loads(Path(f"{log}.counts.{processes - 1}").read_text())
     steps = counts.pop("steps")
     return Ended([child.exitcode for child in children], log.read_text(), steps, counts)
 
@@ -104,12 +103,11 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def outcome(folder: Path) -> dict[str, str]:
-    """What two runs that are the same have in common: the hashes of the last state, of the best weights and of each
-    epoch's line, without the time it took."""
+def outcome(folder: Path) -> dict:
+    """What two runs that are the same have in common: the hashes of each file of the last state and of the best
+    weights, the scores, and the line of each epoch without the time it took."""
     last = sorted((folder / "checkpoints").glob("epoch-*"))[-1]
     hashes = json.loads((last / "manifest.json").read_text())
-    hashes.pop("progress.json")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         del line["images_per_second"]
@@ -128,7 +126,7 @@ def _child(words, fault, log, environment, rank, file_limit) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    _count_calls(fault, f"{log}.counts.{rank}" if rank else f"{log}.counts")
+    _count_calls(fault, f"{log}.counts.{rank}")
     sys.argv = ["train_hf.py", *words]
     train_hf.run()
 
@@ -136,11 +134,13 @@ def _child(words, fault, log, environment, rank, file_limit) -> None:
 def _count_calls(fault: Fault | None, counts_file: str) -> None:
     counts = {"steps": 0, **dict.fromkeys(PLACES, 0)}
 
+    def note() -> None:
+        Path(counts_file).write_text(json.dumps(counts))
+
     def reach(place: str, then=None) -> None:
         breaks = fault is not None and (place, counts[place]) == (fault.place, fault.call)
         counts[place] += 1
-        with open(counts_file, "w") as file:
-            json.dump(counts, file)
+        note()
         if breaks:
             if then is not None:
                 then()
@@ -156,7 +156,9 @@ def _count_calls(fault: Fault | None, counts_file: str) -> None:
 
             reach(place, half)
             result = original(*arguments, **keywords)
-            counts["steps"] += place == "step"
+            if place == "step":
+                counts["steps"] += 1
+                note()
             return result
 
         return call
@@ -166,6 +168,7 @@ def _count_calls(fault: Fault | None, counts_file: str) -> None:
             reach("evaluation")
             yield batch
 
+    note()
     StopSignal.unwatched = StopSignal.watch
     for place, (owner, name) in PLACES.items():
         setattr(owner, name, watched if place == "evaluation" else counted(place, getattr(owner, name)))
