@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SOURCES := modeling_tamiseg processing spaces_demo experiments examples tests train_hf.py setup.py
 
-.PHONY: quickstart reproduce test style quality clean
+.PHONY: quickstart reproduce test faults style quality clean
 
 quickstart: $(READY)  ## both stages on the built-in synthetic sample, then a mask of one of its pictures
 	$(BIN)/python train_hf.py --stage pretrain --config experiments/quickstart.yaml --output_dir runs/quickstart/pretrain
@@ -18,6 +18,11 @@ reproduce: $(READY)  ## the shipped model's scores anew: make reproduce DATA=dat
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+KILLS ?= 100
+
+faults: $(READY)  ## breaks small training runs KILLS times, and in other ways; prints how they ended
+	$(BIN)/python -m tests.faults --kills $(KILLS)
 
 style: $(READY)
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -71,12 +71,11 @@ class TextCache:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         keys = [tuple(ids[read].tolist()) for ids, read in zip(input_ids, attention_mask.bool(), strict=True)]
-        new = sorted({key for key in keys if key} - self.states.keys())
-        if new:
-            padded = nn.utils.rnn.pad_sequence([torch.tensor(key) for key in new], batch_first=True)
-            mask = nn.utils.rnn.pad_sequence([torch.ones(len(key), dtype=torch.long) for key in new], batch_first=True)
-            states = self.model.get_text_features(padded.to(input_ids.device), mask.to(input_ids.device))
-            self.states |= {key: state[: len(key)].clone() for key, state in zip(new, states, strict=True)}
+        for key in sorted({key for key in keys if key} - self.states.keys()):
+            # One by one: in a batch, the last bits of a sentence would depend on its neighbours, and so on when it was
+            # first asked for; a run that is resumed would not repeat itself.
+            ids = torch.tensor([key], device=input_ids.device)
+            self.states[key] = self.model.get_text_features(ids, torch.ones_like(ids))[0]
         for key in keys:
             if key:
                 self.states[key] = self.states.pop(key)  # the newest last

@@ -25,7 +25,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -136,9 +136,6 @@ class Segmenter:
         words = self.processor(text=sentences, return_tensors="pt").to(self.model.device)
         if not words:
             return {}
-        # Each by itself: then its states do not depend on which sentences were read beside it, or before.
-        for row in range(len(sentences)):
-            self.cache(*(words[key][row : row + 1] for key in ("input_ids", "attention_mask")))
         return self.cache(words["input_ids"], words["attention_mask"])
 
 
@@ -202,9 +199,13 @@ def measure(
         yield gather_object(cases) if accelerator.num_processes > 1 else cases
 
 
-def evaluate(accelerator, segment, rows, arms: dict[str, list[str | None]], batch_size: int) -> dict[str, dict]:
-    """What training needs: the scores of each arm, without calibration and outlines. See `measure`."""
-    cases = [case for some in measure(accelerator, segment, rows, arms, batch_size) for case in some]
+def evaluate(
+    accelerator, segment, rows, arms: dict[str, list[str | None]], batch_size: int, watch: Callable = iter
+) -> dict[str, dict]:
+    """What training needs: the scores of each arm, without calibration and outlines. See `measure`, whose batches pass
+    through `watch`, which may break off."""
+    batches = watch(measure(accelerator, segment, rows, arms, batch_size))
+    cases = [case for some in batches for case in some]
     return {arm: SegmentationMeter(case for case in cases if case["arm"] == arm).compute() for arm in arms}
 
 

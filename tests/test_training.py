@@ -53,7 +53,7 @@ def test_both_stages_leave_a_folder_that_loads(pretrained, tmp_path):
     model = AutoModel.from_pretrained(tmp_path / "best")
     assert not any("teacher" in key or "projector" in key for key in model.state_dict())
     assert AutoProcessor.from_pretrained(tmp_path / "best").image_processor.size["height"] == 32
-    for name in ("config.yaml", "result.json", "last"):
+    for name in ("config.yaml", "result.json", "checkpoints"):
         assert (tmp_path / name).exists()
 
 
@@ -66,7 +66,8 @@ def pretrained_teacher(folder):
 
 
 def weights(folder):
-    return load_file(folder / "last" / "model.safetensors")
+    newest = sorted((folder / "checkpoints").glob("epoch-*"))[-1]
+    return load_file(newest / "model.safetensors")
 
 
 def test_same_seed_twice_and_resumed_gives_the_same_weights(tmp_path, monkeypatch):
@@ -96,7 +97,7 @@ def test_same_seed_twice_and_resumed_gives_the_same_weights(tmp_path, monkeypatc
 
 def test_two_processes_evaluate_every_row_once(tmp_path):
     root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517",
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
                str(root / "train_hf.py"), "--stage", "finetune", "--output_dir", str(tmp_path), *SMALL,
                "--max_steps", "2", "--prompt_dropout", "1"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -171,7 +172,7 @@ def test_streamed_and_cached_rows_train(tmp_path, prepared, way):
 
 def test_two_processes_share_a_stream(tmp_path, prepared):
     root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29518",
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
                str(root / "train_hf.py"), *DRAWN, "--dataset", str(prepared), "--output_dir", str(tmp_path),
                "--streaming", "true", "--batch_size", "3", "--freeze_text_encoder", "false"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
