@@ -193,6 +193,8 @@ class TAMISegImageProcessor(PilBackend):
             shifted = [np.asarray(mask)[None] + np.uint8(1) for mask in masks]
             shifted = self._preprocess(shifted, return_tensors=None, **kwargs)["pixel_values"]
             data["labels"] = [(ids[0] - np.uint8(1)).astype(np.int64) for ids in shifted]
+        if return_tensors is not None and len(pictures) == 1:
+            data = {key: values[0][None] for key, values in data.items()}  # a batch of one needs no copy
         return BatchFeature(data, tensor_type=return_tensors)
 
     def resize(self, image: np.ndarray, size, resample=None, **kwargs) -> np.ndarray:
