@@ -25,6 +25,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from .arms import ARMS
+from .model_card import METRICS
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,7 @@ MARKS = {
         ),
     ),
 }
-HEADS = {
-    "dice_per_image": "Dice per image",
-    "dice_global": "Dice global",
-    "iou_per_image": "IoU per image",
-    "iou_global": "IoU global",
-    "precision": "Precision",
-    "recall": "Recall",
+HEADS = METRICS | {
     "hd95": "HD95",
     "surface_dice": "Surface Dice",
     "ece": "ECE",
