@@ -23,7 +23,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MASK_SUFFIX = {"png": ".png", "nifti": ".nii.gz", "rle": ".json"}
 PROBABILITY_SUFFIX = {"png": ".png", "nifti": ".nii.gz", "rle": ".png"}
 COLUMNS = (
-    "image", "sentence", "area_px", "area_percent", "mean_probability", "model", "threshold", "status"
+    "image", "sentence", "area_px", "area_percent", "mean_probability", "model", "threshold", "tile_size", "status"
 )  # fmt: skip
 
 
@@ -58,6 +58,12 @@ def add_command(commands) -> None:
     )
     command.add_argument("--threshold", type=float, default=0.5, help="probability from which a pixel counts")
     command.add_argument("--batch_size", type=int, default=8, help="pictures that go through the model together")
+    command.add_argument(
+        "--tile_size",
+        type=int,
+        help="keep the picture's own resolution and go over it in overlapping tiles of this side, which bounds the "
+        "memory; for models that were trained at that resolution (others see a reduced picture, as in training)",
+    )
     command.add_argument("--overwrite", action="store_true", help="also segment what predictions.csv says is done")
     command.set_defaults(run=predict)
 
@@ -68,6 +74,8 @@ def predict(arguments) -> None:
         raise ValueError(f"--threshold is a probability: give a number from 0 to 1, not {arguments.threshold}.")
     if arguments.batch_size < 1:
         raise ValueError(f"--batch_size is {arguments.batch_size}: give at least 1.")
+    if arguments.tile_size is not None and arguments.tile_size < 64:
+        raise ValueError(f"--tile_size is {arguments.tile_size}: give at least 64 pixels.")
     for image in arguments.image:
         if not Path(image).exists():
             raise ValueError(f"there is no picture '{image}': check the path.")
@@ -92,7 +100,9 @@ def predict_one(arguments) -> None:
     give_sentences(pictures, arguments)
     refuse_to_overwrite(pictures, written)
     model, processor = load(arguments.model)
-    ((_, image, found, probability),) = segment(model, processor, pictures, arguments.threshold)
+    ((_, image, found, probability),) = segment(
+        model, processor, pictures, arguments.threshold, tile_size=arguments.tile_size
+    )
     if isinstance(image, Exception):
         raise image
     write(image, found, probability, arguments.format, arguments.output, arguments.overlay, arguments.probabilities)
@@ -131,7 +141,11 @@ def predict_many(arguments) -> None:
 
     refuse_to_overwrite(pictures, [path for picture in pictures for path in outputs(picture).values()])
     table = folders["mask"] / "predictions.csv"
-    settings = {"model": arguments.model, "threshold": str(arguments.threshold)}
+    settings = {
+        "model": arguments.model,
+        "threshold": str(arguments.threshold),
+        "tile_size": str(arguments.tile_size or ""),
+    }
     rows = {} if arguments.overwrite else read_table(table)
     done = {
         picture.name
@@ -148,7 +162,7 @@ def predict_many(arguments) -> None:
     write_table(table, rows.values())
     if left:
         model, processor = load(arguments.model)
-        results = segment(model, processor, left, arguments.threshold, arguments.batch_size)
+        results = segment(model, processor, left, arguments.threshold, arguments.batch_size, arguments.tile_size)
         for picture, image, found, probability in tqdm(results, total=len(left), unit="picture"):
             row = {"image": picture.name, "sentence": picture.sentence or "", **settings, "status": "ok"}
             if isinstance(image, Exception):
@@ -251,8 +265,16 @@ def load(name: str):
     return AutoModel.from_pretrained(name).eval().to(device), AutoProcessor.from_pretrained(name)
 
 
-def segment(model, processor, pictures: list[Picture], threshold: float, batch_size: int = 1) -> Iterator[tuple]:
-    """Segments pictures, those of one sentence together, so that each sentence is read once.
+def segment(
+    model,
+    processor,
+    pictures: list[Picture],
+    threshold: float,
+    batch_size: int = 1,
+    tile_size: int | None = None,
+) -> Iterator[tuple]:
+    """Segments pictures, those of one sentence together, so that each sentence is read once. In tiles they go one by
+    one, each at its own size.
 
     Yields:
         The picture, its image (PIL, RGB), found (bool (height, width)) and the probability that there is anything but
@@ -263,6 +285,7 @@ def segment(model, processor, pictures: list[Picture], threshold: float, batch_s
     """
     import torch
 
+    batch_size = batch_size if tile_size is None else 1
     groups = [
         (sentence, list(group))
         for sentence, group in groupby(
@@ -286,11 +309,15 @@ def segment(model, processor, pictures: list[Picture], threshold: float, batch_s
                     yield picture, error, None, None
             if not batch:
                 continue
-            pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
+            pixels = processor(images=images, do_resize=tile_size is None, return_tensors="pt")["pixel_values"]
+            words_of_batch = {key: value.expand(len(batch), *value.shape[1:]) for key, value in text.items()}
             with torch.no_grad():
-                outputs = model(
-                    pixels, **{key: value.expand(len(batch), *value.shape[1:]) for key, value in text.items()}
-                )
+                if tile_size is None:
+                    outputs = model(pixels.to(model.device), **words_of_batch)
+                else:
+                    outputs = model.segment_in_tiles(
+                        pixels.to(model.device), tile_size, tile_size // 4, **words_of_batch
+                    )
             masks, probabilities = processor.post_process_semantic_segmentation(
                 outputs,
                 target_sizes=[(image.height, image.width) for image in images],

@@ -60,6 +60,23 @@ def test_threshold_rules_the_area(model, picture, tmp_path):
     assert areas[0] == 47 * 33 and areas[0] >= areas[1] >= areas[2]
 
 
+def test_tiles_keep_the_pictures_own_resolution(model, tmp_path):
+    picture, mask, certainty = tmp_path / "wide.png", tmp_path / "mask.png", tmp_path / "certainty.png"
+    Image.effect_noise((300, 64), 60).save(picture)
+    words = ["predict", str(picture), "--model", str(model), "--text", "left lung", "--output", str(mask)]
+    assert main([*words, "--tile_size", "128", "--probabilities", str(certainty)]) == 0
+    assert Image.open(mask).size == Image.open(certainty).size == (300, 64)
+    # A tile that holds the whole picture gives the model's answer at the picture's own size.
+    assert main([*words, "--tile_size", "512", "--probabilities", str(certainty)]) == 0
+    reference = TAMISegForImageSegmentation.from_pretrained(model).eval()
+    processor = TAMISegProcessor.from_pretrained(model)
+    inputs = processor(images=Image.open(picture), text="left lung", do_resize=False, return_tensors="pt")
+    with torch.no_grad():
+        expected = reference(**inputs).logits.softmax(1)[0, 1].numpy()
+    assert expected.std() > 1e-3
+    np.testing.assert_allclose(np.asarray(Image.open(certainty)) / 65535, expected, atol=1e-4)
+
+
 def bad_calls(model, picture, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(picture.read_bytes()[:60])
@@ -81,11 +98,12 @@ def bad_calls(model, picture, tmp_path):
         (good | {"--model": tmp_path / "nowhere"}, "no model folder"),
         (good | {"--output": tmp_path / "no" / "m.png"}, "does not exist"),
         (good | {"--threshold": "7"}, "from 0 to 1"),
+        (good | {"--tile_size": "8"}, "at least 64"),
         (good | {"--text": "left lung " * 20}, "shorten it"),
     ]
 
 
-@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("case", range(10))
 def test_bad_input_gets_one_sentence(model, picture, tmp_path, capsys, case):
     call, sentence = bad_calls(model, picture, tmp_path)[case]
     argv = ["predict", str(call.pop("image"))]
