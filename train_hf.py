@@ -25,7 +25,7 @@ import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -209,7 +209,7 @@ def for_dry_run(arguments: Arguments) -> Arguments:
         arguments,
         output_dir=str(Path(arguments.output_dir) / "dry_run"),
         max_steps=1,
-        max_train_samples=min(step, arguments.max_train_samples or step),
+        max_train_samples=None if arguments.streaming else min(step, arguments.max_train_samples or step),
         max_eval_samples=min(arguments.batch_size, arguments.max_eval_samples or arguments.batch_size),
         resume=None,
         report_to="none",
@@ -448,6 +448,8 @@ def main(argv=None) -> dict:
     state["pieces"] = arguments.gradient_accumulation_steps
     run = {key: value for key, value in asdict(arguments).items() if key not in FREE_FIELDS}
     run |= {"processes": accelerator.num_processes, "train_rows": num_train_rows, "validation_rows": len(eval_rows)}
+    if arguments.streaming:  # each worker makes batches of its own share: another number is another order
+        run["num_workers"] = arguments.num_workers
     checkpoints = Checkpoints(accelerator, output / "checkpoints", run)
     if arguments.resume:
         state = checkpoints.load(arguments.resume) or state
@@ -625,8 +627,17 @@ class StreamedBatches:
         self.loader.dataset.set_epoch(epoch)
 
     def __iter__(self):
-        for batch in islice(chain.from_iterable(repeat(self.loader)), self.length):
+        for batch in islice(self._passes(), self.length):
             yield {key: value.to(self.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+
+    def _passes(self):
+        while True:
+            empty = True
+            for batch in self.loader:
+                empty = False
+                yield batch
+            if empty:
+                raise ValueError("a process has no rows to stream: start fewer processes, or give more rows.")
 
 
 def shared_patients(*splits) -> int:

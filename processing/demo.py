@@ -17,7 +17,9 @@ APP = Path(__file__).resolve().parent.parent / "spaces_demo" / "app.py"
 def add_command(commands) -> None:
     """Adds `demo` to the subcommands of `tamiseg`."""
     command = commands.add_parser("demo", help="open the demo page on this machine, from a checkout of the project")
-    command.add_argument("--model", help="folder of a trained model, or its Hub id; the shipped or the quickstart's")
+    command.add_argument(
+        "--model", help="folder of a trained model, or its Hub id; the quickstart's or the shipped one"
+    )
     command.add_argument("--port", type=int, help="port of the page, or the next free one (7860)")
     command.add_argument(
         "--share", choices=("yes", "no"), default="no", help="yes: a public link through gradio's servers"

@@ -266,8 +266,8 @@ def _training_data(training: dict, rows: dict) -> str:
         text += "\n\n" + "\n".join(lines)
         if training["shared_patients"] is not None:
             text += f"\n\nPatients in both splits, by their ids: {training['shared_patients']}."
-        if any(about["rows_without_patient"] for about in rows.values()):
-            text += " Of the rows without an id it is unknown whether the split keeps patients apart."
+            if any(about["rows_without_patient"] for about in rows.values()):
+                text += " Of the rows without an id it is unknown whether the split keeps patients apart."
     return text
 
 

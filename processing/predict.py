@@ -74,8 +74,8 @@ def predict(arguments) -> None:
         raise ValueError(f"--threshold is a probability: give a number from 0 to 1, not {arguments.threshold}.")
     if arguments.batch_size < 1:
         raise ValueError(f"--batch_size is {arguments.batch_size}: give at least 1.")
-    if arguments.tile_size is not None and arguments.tile_size < 64:
-        raise ValueError(f"--tile_size is {arguments.tile_size}: give at least 64 pixels.")
+    if arguments.tile_size is not None and arguments.tile_size < 128:
+        raise ValueError(f"--tile_size is {arguments.tile_size}: give at least 128 pixels.")
     for image in arguments.image:
         if not Path(image).exists():
             raise ValueError(f"there is no picture '{image}': check the path.")
@@ -142,7 +142,7 @@ def predict_many(arguments) -> None:
     refuse_to_overwrite(pictures, [path for picture in pictures for path in outputs(picture).values()])
     table = folders["mask"] / "predictions.csv"
     settings = {
-        "model": arguments.model,
+        "model": Path(arguments.model).name if arguments.model == str(SHIPPED_MODEL) else arguments.model,
         "threshold": str(arguments.threshold),
         "tile_size": str(arguments.tile_size or ""),
     }

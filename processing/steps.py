@@ -107,7 +107,8 @@ class OptimizerStep:
                 self.averaged.update_parameters(self.accelerator.unwrap_model(self.models[0]))
         self.optimizer.zero_grad()
         state["step"] += 1
-        return {**means, "gradient_norm": norm}
+        # An overflow of fp16, whose step was skipped, has no norm that could be averaged.
+        return {**means, "gradient_norm": norm} if math.isfinite(norm) else means
 
     def _backward(self, losses_of, batch, state) -> dict[str, float]:
         """Leaves the gradient of the batch's mean loss: each piece counts by its rows."""

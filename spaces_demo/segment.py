@@ -224,11 +224,18 @@ def find_model() -> str:
 
 
 def read_result_file(name: str) -> dict:
-    """What lies beside a model of how it was trained; nothing where there is no such file."""
+    """What lies with a model, or beside its best/, of how it was trained; nothing where there is no such file."""
     path = cached_file(
         name, "result.json", _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )
-    return {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    beside = Path(name).parent / "result.json" if Path(name).name == "best" else None
+    for place in (path, beside):
+        if place is not None and Path(place).is_file():
+            try:
+                return json.loads(Path(place).read_text(encoding="utf-8"))
+            except ValueError:  # damaged: the model is as good without it
+                return {}
+    return {}
 
 
 def import_our_packages() -> bool:

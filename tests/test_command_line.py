@@ -98,7 +98,7 @@ def bad_calls(model, picture, tmp_path):
         (good | {"--model": tmp_path / "nowhere"}, "no model folder"),
         (good | {"--output": tmp_path / "no" / "m.png"}, "does not exist"),
         (good | {"--threshold": "7"}, "from 0 to 1"),
-        (good | {"--tile_size": "8"}, "at least 64"),
+        (good | {"--tile_size": "8"}, "at least 128"),
         (good | {"--text": "left lung " * 20}, "shorten it"),
     ]
 

@@ -199,7 +199,13 @@ class TAMISegImageProcessor(PilBackend):
 
     def resize(self, image: np.ndarray, size, resample=None, **kwargs) -> np.ndarray:
         # The same numbers as the parent's, without its copies, for what nearly every call asks.
-        if not (size.height and size.width) or image.dtype != np.uint8 or len(image) not in (1, 3):
+        if not (
+            size.height
+            and size.width
+            and isinstance(resample, int)
+            and image.dtype == np.uint8
+            and len(image) in (1, 3)
+        ):
             return super().resize(image, size, resample=resample, **kwargs)
         picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
         resized = np.asarray(picture.resize((size.width, size.height), resample))
