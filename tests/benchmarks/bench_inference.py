@@ -396,6 +396,7 @@ def page(command: str, machine: dict, rows: list[dict]) -> str:
         "",
         f"Written by `{command}`: {', '.join(f'{key} {value}' for key, value in machine.items())}.",
         "Ratios of times that were taken in turn, unless they say otherwise; ResNet-50, 256x256, batch 1, fp32.",
+        "Weights are random: what the lean decoder costs in accuracy is still open, see experiments/README.md.",
         "",
         "| | what | figure | wanted | |",
         "|---|---|---|---|---|",
