@@ -59,6 +59,7 @@ from processing.data import (
     collate,
     column,
     fingerprint,
+    limit_labels,
     load_rows,
     stream_rows,
 )
@@ -83,6 +84,10 @@ class Arguments:
     image_size: int = field(default=256, metadata={"help": "side of the square the model sees, in pixels"})
     max_train_samples: int | None = field(default=None, metadata={"help": "a random subset of the training rows"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "a random subset of the validation rows"})
+    label_budget: float = field(
+        default=1.0,
+        metadata={"help": "share of the training masks that are used; the other rows serve consistency, distillation"},
+    )
     prompt_dropout: float = field(default=0.2, metadata={"help": "share of training sentences that are hidden"})
     num_workers: int = field(default=0, metadata={"help": "processes that read data"})
     streaming: bool = field(default=False, metadata={"help": "read training rows as they come, with no copy on disk"})
@@ -150,6 +155,10 @@ class Arguments:
                 raise ValueError(f"{name} is {value}: give at least 1.")
         if self.streaming and (self.cache or self.max_train_samples):
             raise ValueError("streaming keeps no rows and picks none: leave out cache and max_train_samples.")
+        if not 0 < self.label_budget <= 1:
+            raise ValueError(f"label_budget is {self.label_budget}: give a share above 0, up to 1 (all masks).")
+        if self.streaming and self.label_budget < 1:
+            raise ValueError("streaming does not know its rows beforehand: leave out label_budget.")
         for name in ("save_steps", "early_stopping_patience"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more.")
@@ -371,6 +380,7 @@ def main(argv=None) -> dict:
     processor = build_processor(arguments, train_rows)
     model = build_model(arguments, processor)
     pretraining = arguments.stage == "pretrain"
+    distills = bool(arguments.teacher and arguments.distillation_weight and not pretraining)
     views = {
         "augmentation": JointAugmentation(),
         "perturbation": ConsistencyPerturbation() if pretraining else None,
@@ -386,7 +396,14 @@ def main(argv=None) -> dict:
             **views,
         )
     else:
-        train_data = SegmentationDataset(train_rows, processor.image_processor, cache=arguments.cache, **views)
+        view_rows, labelled = train_rows, None
+        if arguments.label_budget < 1:
+            # Rows without a mask are read only where a loss asks nothing of it.
+            serves = model.config.consistency_weight if pretraining else distills
+            view_rows, labelled = limit_labels(train_rows, arguments.label_budget, arguments.seed, bool(serves))
+        train_data = SegmentationDataset(
+            view_rows, processor.image_processor, labelled=labelled, cache=arguments.cache, **views
+        )
     train_loader = DataLoader(
         train_data,
         batch_size=arguments.batch_size * arguments.gradient_accumulation_steps,  # one step's share of this process
@@ -404,7 +421,7 @@ def main(argv=None) -> dict:
     model.to(accelerator.device, memory_format=torch.channels_last)
     text_inputs = None if pretraining else TextInputs(model, processor, accelerator.device)
     distiller = None
-    if arguments.teacher and arguments.distillation_weight and not pretraining:
+    if distills:
         distiller = SemanticDistiller.from_pretrained(
             arguments.teacher, model.vision_encoder.channels, projector_size=arguments.projector_size
         ).to(accelerator.device)
@@ -527,7 +544,8 @@ def main(argv=None) -> dict:
                 if arguments.save_steps and state["step"] % arguments.save_steps == 0:
                     save_state()
             share_buffers(accelerator, scored_model)
-            name = "no_text" if pretraining else "full_text"
+            # A model that never saw a sentence is chosen without.
+            name = "no_text" if pretraining or arguments.prompt_dropout == 1 else "full_text"
             asked = {name: arms[name]}
             segment = Segmenter(scored_model, processor)
             try:

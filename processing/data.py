@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from .builtin_sample import load_builtin_sample
+from .image_processing_tamiseg import IGNORE_INDEX
 from .prompts import normalize_prompt
 
 
@@ -173,6 +174,33 @@ def decode_pair(row: dict, where: str, image_processor) -> tuple[Image.Image, Im
     return image, mask
 
 
+def limit_labels(
+    rows: Sequence[dict], budget: float, seed: int, keep_unlabelled: bool
+) -> tuple[Sequence[dict], np.ndarray]:
+    """Lets only a share of the rows show their masks, as where experts' time is short.
+
+    A smaller budget's labelled rows are among those of a larger one. They come several times, each time as a view of
+    its own: without the unlabelled rows, until there are as many rows as before; with them, until about every second
+    row is a labelled one. So a pass is never too short to be worth a validation.
+
+    Args:
+        rows: what `load_rows` gives.
+        budget: share of the rows that are labelled, above 0 and at most 1; at least one is.
+        seed: of their choice.
+        keep_unlabelled: whether the others stay, or are left out.
+
+    Returns:
+        The rows of a pass, and a bool array of the same length that says which are labelled.
+    """
+    order = np.random.default_rng(seed).permutation(len(rows))
+    count = max(1, round(budget * len(rows)))
+    labelled, rest = np.sort(order[:count]), np.sort(order[count:]) if keep_unlabelled else order[:0]
+    wanted = max(count, len(rest) if keep_unlabelled else len(rows))
+    picked = np.concatenate([np.resize(labelled, wanted), rest])
+    chosen = rows.select(picked) if _is_dataset(rows) else [rows[index] for index in picked]
+    return chosen, np.arange(len(picked)) < wanted
+
+
 def column(rows: Sequence[dict], name: str) -> list:
     """One column of the rows, without decoding the others."""
     if isinstance(rows, list):
@@ -239,13 +267,17 @@ class _Items:
         size = (self.image_processor.size["width"], self.image_processor.size["height"])
         return image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, Image.Resampling.NEAREST)
 
-    def _make(self, row: dict, image: Image.Image, mask: Image.Image, number: int) -> dict:
+    def _make(self, row: dict, image: Image.Image, mask: Image.Image, number: int, labelled: bool = True) -> dict:
         """One item from a resized picture and mask; all draws come from (seed, epoch, number)."""
         generator = np.random.default_rng([self.seed, int(self._epoch), number])
         prompt = None if generator.random() < self.prompt_dropout else row["prompt"]
+        if not labelled:  # nor may the augmentation look at it
+            mask = Image.new("L", mask.size)
         if self.augmentation is not None:
             image, mask, prompt = self.augmentation(image, mask, prompt, generator)
         labels = torch.from_numpy(np.asarray(mask, dtype=np.int64))
+        if not labelled:
+            labels = torch.full_like(labels, IGNORE_INDEX)
         item = {"name": row["name"], "patient_id": row["patient_id"], "prompt": prompt}
         item |= {"pixel_values": self._pixel_values(image), "labels": labels}
         if self.perturbation is not None:
@@ -275,15 +307,25 @@ class SegmentationDataset(_Items, torch.utils.data.Dataset):
         augmentation: `JointAugmentation` or None.
         perturbation: `ConsistencyPerturbation` or None; adds the strong view of stage 1 to each item.
         prompt_dropout: probability to hide the sentence, so that the model learns to serve without one.
+        labelled: bool, one per row; all labels of the others are to be ignored. All are labelled if left out.
         cache: keeps each decoded and resized row in memory, 4 bytes a pixel, in each process that reads rows.
         seed: of all draws.
     """
 
-    def __init__(self, rows: Sequence[dict], image_processor, *, cache: bool = False, **options):
+    def __init__(
+        self,
+        rows: Sequence[dict],
+        image_processor,
+        *,
+        labelled: Sequence[bool] | None = None,
+        cache: bool = False,
+        **options,
+    ):
         super().__init__(image_processor, **options)
         if len(rows) == 0:
             raise ValueError("There are no rows: give at least one.")
         self.rows = rows
+        self.labelled = np.ones(len(rows), dtype=bool) if labelled is None else np.asarray(labelled, dtype=bool)
         self.cache: dict[int, tuple] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -302,14 +344,15 @@ class SegmentationDataset(_Items, torch.utils.data.Dataset):
                 values, or image and mask differ in size.
         """
         index = range(len(self))[index]  # -1 is the last row, an index too large raises IndexError
+        labelled = bool(self.labelled[index])
         if self.cache is not None and index in self.cache:
-            return self._make(*self.cache[index], index)
+            return self._make(*self.cache[index], index, labelled)
         row = read_row(self.rows, index)
         image, mask = self._resize(*decode_pair(row, f"Row {index} ('{row['name']}')", self.image_processor))
         if self.cache is not None:
             texts = {key: row[key] for key in ("name", "patient_id", "prompt")}  # not the pictures as they came
             self.cache[index] = (texts, image, mask)
-        return self._make(row, image, mask, index)
+        return self._make(row, image, mask, index, labelled)
 
 
 class StreamedSegmentationDataset(_Items, torch.utils.data.IterableDataset):
