@@ -16,6 +16,7 @@ and `result.json` lie beside them. `--dry_run true` tries everything once, on on
 """
 
 import ctypes
+import importlib
 import importlib.util
 import json
 import math
@@ -98,6 +99,9 @@ class Arguments:
     freeze_text_encoder: bool = field(default=True, metadata={"help": "keep the text encoder as it came"})
     freeze_vision_encoder: bool = field(default=False, metadata={"help": "keep the image encoder as it came"})
     model_config: str = field(default="{}", metadata={"help": "JSON with further fields of TAMISegConfig"})
+    model_class: str | None = field(
+        default=None, metadata={"help": "MODULE:CLASS of a baseline to finetune instead, see experiments/baselines.py"}
+    )
     # Loss
     teacher: str | None = field(default=None, metadata={"help": "folder or Hub id of the teacher; none, none is used"})
     distillation_weight: float = field(default=0.5, metadata={"help": "weight of the distillation; 0: not computed"})
@@ -288,7 +292,16 @@ def build_model(arguments: Arguments, processor: TAMISegProcessor):
     processor.image_processor.num_labels = config.num_labels
     if arguments.stage == "pretrain":
         return TAMISegForConsistencyPretraining(config, vision_model)
-    return TAMISegForImageSegmentation(config, vision_model, text_model)
+    model_class = TAMISegForImageSegmentation
+    if arguments.model_class is not None:
+        module, _, name = arguments.model_class.partition(":")
+        try:
+            model_class = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"model_class {arguments.model_class} cannot be had ({error}): write it as MODULE:CLASS."
+            ) from error
+    return model_class(config, vision_model, text_model)
 
 
 class TextInputs:

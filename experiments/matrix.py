@@ -59,16 +59,21 @@ class Variant:
     start: Training | None
     training: Training
     arms: tuple[str, ...]
+    test_rows: int | None
 
     @property
     def key(self) -> str:
         return f"{self.group}-{self.name}-seed{self.seed}"
 
     def command(self) -> list[str]:
-        folder = self.training.folder
-        return ["-m", "processing.command_line", "evaluate", str(folder / "best"), "--split", "test",
-                "--dataset", self.training.fields["dataset"], "--output", str(folder / "test"), "--resume",
-                "--arms", *self.arms]  # fmt: skip
+        folder, fields = self.training.folder, self.training.fields
+        words = ["-m", "processing.command_line", "evaluate", str(folder / "best"), "--split", "test"]
+        words += ["--dataset", fields["dataset"], "--output", str(folder / "test"), "--resume"]
+        if self.test_rows is not None:
+            words += ["--max_rows", str(self.test_rows)]
+        if "model_class" in fields:
+            words += ["--adapter", "experiments.baselines:load"]
+        return [*words, "--arms", *self.arms]
 
 
 def read_matrix(path: Path, groups: list[str] | None = None, seeds: list[int] | None = None) -> list[Variant]:
@@ -103,7 +108,7 @@ def read_matrix(path: Path, groups: list[str] | None = None, seeds: list[int] | 
                 folder = runs / group / f"{name}-seed{seed}"
                 arms = ("no_text",) if fields["prompt_dropout"] == 1 else ("full_text", "no_text", "shuffled_text")
                 training = Training("finetune", name, seed, fields, folder)
-                variants.append(Variant(group, name, seed, first, training, arms))
+                variants.append(Variant(group, name, seed, first, training, arms, about.get("test_rows")))
     return variants
 
 

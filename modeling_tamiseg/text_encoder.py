@@ -9,6 +9,8 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
+from .alignment import text_hidden_size
+
 
 class TAMISegTextEncoder(nn.Module):
     """Last hidden states of a text encoder, frozen unless the config says otherwise.
@@ -79,7 +81,7 @@ class TextCache:
         for key in keys:
             if key:
                 self.states[key] = self.states.pop(key)  # the newest last
-        width = self.model.alignment.text_projection.in_features
+        width = text_hidden_size(self.model.config)
         embeds = [self.states[key] if key else torch.zeros(1, width, device=input_ids.device) for key in keys]
         mask = [torch.full((max(1, len(key)),), int(bool(key)), device=input_ids.device) for key in keys]
         while len(self.states) > self.max_sentences:

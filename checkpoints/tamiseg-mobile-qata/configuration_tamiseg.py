@@ -87,9 +87,9 @@ class TAMISegConfig(PreTrainedConfig):
     fusion: Literal["low_resolution", "full_resolution"] = "low_resolution"
     freeze_vision_encoder: bool = False
     freeze_text_encoder: bool = True
-    cross_entropy_weight: float = 1.0
-    dice_weight: float = 1.5
-    consistency_weight: float = 1.0
+    cross_entropy_weight: int | float = 1.0
+    dice_weight: int | float = 1.5
+    consistency_weight: int | float = 1.0
     pretraining_head_size: int = 64
     semantic_loss_ignore_index: int = 255
     initializer_range: float = 0.02

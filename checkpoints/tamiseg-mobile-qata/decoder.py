@@ -139,7 +139,8 @@ class StepUp(nn.Module):
 
 
 class FullResolutionFusion(nn.Module):
-    """Every map upsampled to the picture's size, concatenated, three 3x3 convolutions: the paper's way."""
+    """Every map upsampled to the picture's size, concatenated, three 3x3 convolutions: the paper's way. While training,
+    the first of them is computed by [`convolve_upsampled`], so that a comparison can be afforded at all."""
 
     def __init__(self, config, channels: list[int]):
         super().__init__()
@@ -155,7 +156,34 @@ class FullResolutionFusion(nn.Module):
 
     def forward(self, aligned: list[torch.Tensor], details: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
         """As in [`LowResolutionFusion`]."""
-        return self.convs(torch.cat([upsample(m, size) for m in aligned], dim=1))
+        if not self.training:
+            return self.convs(torch.cat([upsample(m, size) for m in aligned], dim=1))
+        (first, norm, relu), *rest = self.convs
+        hidden_state = relu(norm(convolve_upsampled(aligned, first.weight, size)))
+        for layer in rest:
+            hidden_state = layer(hidden_state)
+        return hidden_state
+
+
+def convolve_upsampled(feature_maps: list[torch.Tensor], weight: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """A 3x3 convolution, zeros around, over the concatenation of maps that are upsampled to `size`: the same function
+    as in that order, but each of the nine taps is applied to the small maps, and what they give is upsampled.
+
+    Args:
+        feature_maps: any number, `(batch_size, channels, h, w)`.
+        weight: `(out_channels, channels of all maps, 3, 3)`.
+
+    Returns:
+        `(batch_size, out_channels, *size)`.
+    """
+    # A tap at place p is added to the output at the mirrored place, as `fold` does with a flipped kernel.
+    parts = weight.flip(2, 3).split([m.shape[1] for m in feature_maps], dim=1)
+    taps = 0
+    for m, part in zip(feature_maps, parts, strict=True):
+        kernel = part.permute(0, 2, 3, 1).reshape(-1, m.shape[1], 1, 1)
+        tapped = F.conv2d(m.contiguous(memory_format=torch.channels_last), kernel)
+        taps = taps + upsample(tapped.contiguous(memory_format=torch.channels_last), size)  # several times as quick so
+    return F.fold(taps.flatten(2), size, 3, padding=1)
 
 
 class ConvBlock(nn.Sequential):

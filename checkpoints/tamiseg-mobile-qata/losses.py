@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 
 def dice_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
-    """One minus soft Dice, averaged over images and over the classes that are not background.
+    """One minus soft Dice, averaged over images and over the classes that are not background. An image without any
+    label to look at does not count; where none has one, the loss is 0.
 
     One pixel is added above and below the fraction, so that an empty target gives a gradient that pushes towards an
     empty answer, and empty answered empty costs 0.
@@ -22,10 +23,12 @@ def dice_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 25
     valid = labels != ignore_index
     target = F.one_hot(labels.where(valid, 0), logits.shape[1]).movedim(-1, 1)[:, 1:].to(logits.dtype)
     probability = logits.softmax(dim=1)[:, 1:]
+    labelled = valid.flatten(1).any(dim=1).to(logits.dtype)
     valid = valid[:, None].to(logits.dtype)
     intersection = (probability * target * valid).sum(dim=(2, 3))
     total = ((probability + target) * valid).sum(dim=(2, 3))
-    return 1 - ((2 * intersection + 1) / (total + 1)).mean()
+    loss = 1 - ((2 * intersection + 1) / (total + 1)).mean(dim=1)
+    return (loss * labelled).sum() / labelled.sum().clamp(min=1)
 
 
 def cross_entropy_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:

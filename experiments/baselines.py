@@ -1,0 +1,205 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Other networks under our loader, loss, schedule and evaluator:
+
+    python train_hf.py --stage finetune --model_class experiments.baselines:UNet --vision_model tiny ...
+    tamiseg evaluate runs/unet/best --adapter experiments.baselines:load --dataset ... --output ...
+
+Each takes the place of `TAMISegForImageSegmentation` and learns from the same batches. Widths are such that each costs
+about as much as ours on a CPU, which is not what their papers took. Those of MONAI want `pip install monai einops`.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPSegConfig, SegformerConfig, SegformerForSemanticSegmentation
+from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
+
+from modeling_tamiseg import TAMISegForImageSegmentation
+from modeling_tamiseg.losses import segmentation_loss
+from modeling_tamiseg.outputs import TAMISegImageSegmentationOutput
+from processing import TAMISegProcessor
+from processing.evaluation import Segmenter
+
+
+WIDTHS = (8, 16, 32, 64, 128)
+
+
+class Baseline(TAMISegForImageSegmentation):
+    """A network in the place of ours. Those that read no sentence answer each with the same mask.
+
+    Subclasses give `build` and, where the network is no function of pixels alone, `logits`.
+    """
+
+    stride = 32  # what sides must be multiples of
+
+    def __init__(self, config, vision_model=None, text_model=None):
+        super().__init__(config, vision_model, text_model)
+        del self.alignment, self.decoder
+        self.network = self.build(config)  # after post_init: it keeps its own initial weights
+
+    def logits(self, pixel_values, text_embeds, attention_mask, image_indices):
+        logits = self.network(pixel_values)
+        return logits if image_indices is None else logits[image_indices]
+
+    def forward(
+        self,
+        pixel_values,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        text_embeds=None,
+        image_indices=None,
+        labels=None,
+        **kwargs,
+    ):
+        """As in `TAMISegForImageSegmentation`."""
+        if input_ids is not None:
+            text_embeds = self.get_text_features(input_ids, attention_mask, token_type_ids)
+        height, width = pixel_values.shape[-2:]
+        padded = F.pad(pixel_values, (0, -width % self.stride, 0, -height % self.stride))
+        logits = self.logits(padded, text_embeds, attention_mask, image_indices)
+        logits = logits[..., :height, :width]
+        loss = None if labels is None else segmentation_loss(logits, labels)
+        return TAMISegImageSegmentationOutput(loss=loss, logits=logits, image_indices=image_indices)
+
+
+class UNet(Baseline):
+    def build(self, config):
+        from monai.networks.nets import BasicUNet
+
+        return BasicUNet(2, 3, config.num_labels, features=(*WIDTHS, WIDTHS[0]))
+
+
+class UNetPlusPlus(Baseline):
+    def build(self, config):
+        from monai.networks.nets import BasicUNetPlusPlus
+
+        return BasicUNetPlusPlus(2, 3, config.num_labels, features=(*WIDTHS, WIDTHS[0]))
+
+    def logits(self, pixel_values, text_embeds, attention_mask, image_indices):
+        (logits,) = self.network(pixel_values)
+        return logits if image_indices is None else logits[image_indices]
+
+
+class AttentionUNet(Baseline):
+    def build(self, config):
+        from monai.networks.nets import AttentionUnet
+
+        return AttentionUnet(2, 3, config.num_labels, channels=WIDTHS, strides=(2, 2, 2, 2))
+
+
+class DynUNet(Baseline):
+    """nnU-Net's plain network, without its planning."""
+
+    def build(self, config):
+        from monai.networks.nets import DynUNet
+
+        return DynUNet(
+            2,
+            3,
+            config.num_labels,
+            kernel_size=[3] * len(WIDTHS),
+            strides=[1, 2, 2, 2, 2],
+            upsample_kernel_size=[2, 2, 2, 2],
+            filters=WIDTHS,
+        )
+
+
+class SwinUNETR(Baseline):
+    def build(self, config):
+        from monai.networks.nets import SwinUNETR
+
+        return SwinUNETR(3, config.num_labels, feature_size=12, spatial_dims=2)
+
+
+class SegFormer(Baseline):
+    """SegFormer-B0."""
+
+    def build(self, config):
+        return SegformerForSemanticSegmentation(SegformerConfig(num_labels=config.num_labels))
+
+    def logits(self, pixel_values, text_embeds, attention_mask, image_indices):
+        logits = F.interpolate(self.network(pixel_values).logits, size=pixel_values.shape[-2:], mode="bilinear")
+        return logits if image_indices is None else logits[image_indices]
+
+
+class EncoderUNet(Baseline):
+    """A U-Net's way up over the very encoder that ours has, without words."""
+
+    stride = 16
+
+    def build(self, config):
+        from monai.networks.nets.basic_unet import UpCat
+
+        fine, *coarser = self.vision_encoder.channels
+        ups, skips = [], [fine, *coarser]
+        for deep, skip in zip(reversed(skips[1:]), reversed(skips[:-1]), strict=True):
+            ups.append(UpCat(2, deep, skip, skip, "LeakyReLU", "instance", True, halves=False))
+        return nn.ModuleDict({"ups": nn.ModuleList(ups), "classifier": nn.Conv2d(fine, config.num_labels, 1)})
+
+    def logits(self, pixel_values, text_embeds, attention_mask, image_indices):
+        *skips, hidden_state = self.vision_encoder(pixel_values)
+        for up, skip in zip(self.network["ups"], reversed(skips), strict=True):
+            hidden_state = up(hidden_state, skip)
+        logits = self.network["classifier"](hidden_state)
+        logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear")
+        return logits if image_indices is None else logits[image_indices]
+
+
+class ClipSegDecoder(Baseline):
+    """CLIPSeg's decoder of transformers on the three coarser maps of the very encoder that ours has; the sentence, the
+    mean of its words' states, scales and shifts its tokens as CLIP's text vector does there."""
+
+    stride = 16
+    width = 64
+
+    def build(self, config):
+        text_width = self.text_encoder.model.config.hidden_size
+        settings = CLIPSegConfig(
+            vision_config={"hidden_size": self.width, "patch_size": 16},
+            projection_dim=text_width,
+            reduce_dim=self.width,
+            extract_layers=[1, 2, 3],
+        )
+        return nn.ModuleDict(
+            {
+                "lateral": nn.ModuleList([nn.Conv2d(c, self.width, 1) for c in self.vision_encoder.channels[1:]]),
+                "decoder": CLIPSegDecoder(settings),
+                "classifier": nn.Conv2d(1, config.num_labels, 1),
+                "no_sentence": nn.Embedding(1, text_width),
+            }
+        )
+
+    def logits(self, pixel_values, text_embeds, attention_mask, image_indices):
+        maps = self.vision_encoder(pixel_values)[1:]
+        grid = maps[-1].shape[-2:]
+        tokens = []
+        for lateral, feature_map in zip(self.network["lateral"], maps, strict=True):
+            cells = lateral(F.adaptive_avg_pool2d(feature_map, grid)).flatten(2).transpose(1, 2)
+            first = cells.mean(dim=1, keepdim=True)  # where CLIPSeg's decoder expects the class token
+            tokens.append(torch.cat([first, cells], dim=1))
+        nothing = self.network["no_sentence"].weight
+        if text_embeds is None:
+            condition = nothing.expand(len(pixel_values) if image_indices is None else len(image_indices), -1)
+        else:
+            mask = attention_mask[..., None].to(text_embeds)
+            mean = (text_embeds * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+            condition = torch.where(mask.any(dim=1), mean, nothing)
+        if image_indices is not None:
+            tokens = [some[image_indices] for some in tokens]
+        scores = self.network["decoder"](tokens, condition).logits
+        return self.network["classifier"](scores.reshape(len(condition), 1, *pixel_values.shape[-2:]))
+
+
+CLASSES = {c.__name__: c for c in Baseline.__subclasses__()}
+
+
+def load(folder: str) -> Segmenter:
+    """What `tamiseg evaluate --adapter` calls: a trained baseline from the folder that `train_hf.py` wrote."""
+    name = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    model = CLASSES[name].from_pretrained(folder).to(memory_format=torch.channels_last)
+    return Segmenter(model, TAMISegProcessor.from_pretrained(folder))
