@@ -139,8 +139,8 @@ class StepUp(nn.Module):
 
 
 class FullResolutionFusion(nn.Module):
-    """Every map upsampled to the picture's size, concatenated, three 3x3 convolutions: the paper's way. In training the
-    first of them is computed by [`convolve_upsampled`], so that a comparison can be afforded at all."""
+    """Every map upsampled to the picture's size, concatenated, three 3x3 convolutions: the paper's way. In training
+    the first of them is computed by [`convolve_upsampled`], so that a comparison can be afforded at all."""
 
     def __init__(self, config, channels: list[int]):
         super().__init__()
