@@ -26,6 +26,7 @@ DATA = [
     "tqdm>=4.66",
 ]
 DEMO = ["gradio>=6.31", "scipy>=1.11"]
+BASELINES = ["einops>=0.8", "monai>=1.5"]
 EXPORT = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.4"]
 
 setup(
@@ -51,11 +52,13 @@ setup(
         "data": DATA,
         "demo": DEMO,
         "export": EXPORT,
+        "baselines": BASELINES,
         "dev": [
             *TRAIN,
             *DATA,
             *DEMO,
             *EXPORT,
+            *BASELINES,
             "playwright>=1.50",
             "pytest>=8.0",
             "pytest-timeout>=2.3",

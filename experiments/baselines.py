@@ -31,7 +31,7 @@ WIDTHS = (8, 16, 32, 64, 128)
 class Baseline(TAMISegForImageSegmentation):
     """A network in the place of ours. Those that read no sentence answer each with the same mask.
 
-    Subclasses give `build` and, where the network is no function of pixels alone, `logits`.
+    Subclasses give `build` and, where that is not all, `logits` of pixels, or `answer` of pixels and words.
     """
 
     stride = 32  # what sides must be multiples of
@@ -41,8 +41,11 @@ class Baseline(TAMISegForImageSegmentation):
         del self.alignment, self.decoder
         self.network = self.build(config)  # after post_init: it keeps its own initial weights
 
-    def logits(self, pixel_values, text_embeds, attention_mask, image_indices):
-        logits = self.network(pixel_values)
+    def logits(self, pixel_values):
+        return self.network(pixel_values)
+
+    def answer(self, pixel_values, text_embeds, attention_mask, image_indices):
+        logits = self.logits(pixel_values)
         return logits if image_indices is None else logits[image_indices]
 
     def forward(
@@ -61,7 +64,7 @@ class Baseline(TAMISegForImageSegmentation):
             text_embeds = self.get_text_features(input_ids, attention_mask, token_type_ids)
         height, width = pixel_values.shape[-2:]
         padded = F.pad(pixel_values, (0, -width % self.stride, 0, -height % self.stride))
-        logits = self.logits(padded, text_embeds, attention_mask, image_indices)
+        logits = self.answer(padded, text_embeds, attention_mask, image_indices)
         logits = logits[..., :height, :width]
         loss = None if labels is None else segmentation_loss(logits, labels)
         return TAMISegImageSegmentationOutput(loss=loss, logits=logits, image_indices=image_indices)
@@ -80,9 +83,8 @@ class UNetPlusPlus(Baseline):
 
         return BasicUNetPlusPlus(2, 3, config.num_labels, features=(*WIDTHS, WIDTHS[0]))
 
-    def logits(self, pixel_values, text_embeds, attention_mask, image_indices):
-        (logits,) = self.network(pixel_values)
-        return logits if image_indices is None else logits[image_indices]
+    def logits(self, pixel_values):
+        return self.network(pixel_values)[0]
 
 
 class AttentionUNet(Baseline):
@@ -98,7 +100,7 @@ class DynUNet(Baseline):
     def build(self, config):
         from monai.networks.nets import DynUNet
 
-        return DynUNet(
+        network = DynUNet(
             2,
             3,
             config.num_labels,
@@ -107,6 +109,17 @@ class DynUNet(Baseline):
             upsample_kernel_size=[2, 2, 2, 2],
             filters=WIDTHS,
         )
+        del network.skip_layers  # the same layers by other names, which a checkpoint would hold twice
+        return network
+
+    def logits(self, pixel_values):
+        skips = [self.network.input_block(pixel_values)]
+        for down in self.network.downsamples:
+            skips.append(down(skips[-1]))
+        hidden_state = self.network.bottleneck(skips[-1])
+        for up, skip in zip(self.network.upsamples, reversed(skips), strict=True):
+            hidden_state = up(hidden_state, skip)
+        return self.network.output_block(hidden_state)
 
 
 class SwinUNETR(Baseline):
@@ -122,9 +135,8 @@ class SegFormer(Baseline):
     def build(self, config):
         return SegformerForSemanticSegmentation(SegformerConfig(num_labels=config.num_labels))
 
-    def logits(self, pixel_values, text_embeds, attention_mask, image_indices):
-        logits = F.interpolate(self.network(pixel_values).logits, size=pixel_values.shape[-2:], mode="bilinear")
-        return logits if image_indices is None else logits[image_indices]
+    def logits(self, pixel_values):
+        return F.interpolate(self.network(pixel_values).logits, size=pixel_values.shape[-2:], mode="bilinear")
 
 
 class EncoderUNet(Baseline):
@@ -135,19 +147,18 @@ class EncoderUNet(Baseline):
     def build(self, config):
         from monai.networks.nets.basic_unet import UpCat
 
-        fine, *coarser = self.vision_encoder.channels
-        ups, skips = [], [fine, *coarser]
-        for deep, skip in zip(reversed(skips[1:]), reversed(skips[:-1]), strict=True):
-            ups.append(UpCat(2, deep, skip, skip, "LeakyReLU", "instance", True, halves=False))
-        return nn.ModuleDict({"ups": nn.ModuleList(ups), "classifier": nn.Conv2d(fine, config.num_labels, 1)})
+        channels = self.vision_encoder.channels[::-1]
+        ups = [
+            UpCat(2, deep, skip, skip, "LeakyReLU", "instance", True, halves=False)
+            for deep, skip in zip(channels, channels[1:], strict=False)
+        ]
+        return nn.ModuleDict({"ups": nn.ModuleList(ups), "classifier": nn.Conv2d(channels[-1], config.num_labels, 1)})
 
-    def logits(self, pixel_values, text_embeds, attention_mask, image_indices):
+    def logits(self, pixel_values):
         *skips, hidden_state = self.vision_encoder(pixel_values)
         for up, skip in zip(self.network["ups"], reversed(skips), strict=True):
             hidden_state = up(hidden_state, skip)
-        logits = self.network["classifier"](hidden_state)
-        logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear")
-        return logits if image_indices is None else logits[image_indices]
+        return F.interpolate(self.network["classifier"](hidden_state), size=pixel_values.shape[-2:], mode="bilinear")
 
 
 class ClipSegDecoder(Baseline):
@@ -160,10 +171,11 @@ class ClipSegDecoder(Baseline):
     def build(self, config):
         text_width = self.text_encoder.model.config.hidden_size
         settings = CLIPSegConfig(
-            vision_config={"hidden_size": self.width, "patch_size": 16},
+            vision_config={"hidden_size": self.width, "num_attention_heads": 4, "patch_size": 16},
             projection_dim=text_width,
             reduce_dim=self.width,
             extract_layers=[1, 2, 3],
+            attn_implementation="sdpa",
         )
         return nn.ModuleDict(
             {
@@ -174,7 +186,7 @@ class ClipSegDecoder(Baseline):
             }
         )
 
-    def logits(self, pixel_values, text_embeds, attention_mask, image_indices):
+    def answer(self, pixel_values, text_embeds, attention_mask, image_indices):
         maps = self.vision_encoder(pixel_values)[1:]
         grid = maps[-1].shape[-2:]
         tokens = []

@@ -5,8 +5,9 @@
     python -m experiments.matrix experiments/matrix_qata_112.yaml --jobs 2
     python -m experiments.matrix experiments/matrix_qata_112.yaml --groups parts --seeds 0 --list
 
-What has a result file in `experiments/results/matrix/` is skipped, a broken run goes on from its last checkpoint, and
-`Ctrl-C` ends at the next step: the same command goes on. Weights and cases stay in `runs/`.
+What has a result file in `experiments/results/NAME/` is skipped, a broken run goes on from its last checkpoint, and
+`Ctrl-C` ends at the next step: the same command goes on. Weights and cases stay in `runs/`. At the end (or by
+`--summarise`) the variants are compared into `summary.json`, of which `tamiseg report` makes docs/ablations.md.
 """
 
 from __future__ import annotations
@@ -21,10 +22,17 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.baselines import load as load_baseline
+from modeling_tamiseg import TAMISegForImageSegmentation
+from modeling_tamiseg.alignment import text_hidden_size
+from processing.comparison import compare, holm, read_cases
 
 
-RESULTS = Path("experiments/results/matrix")
+RESULTS = Path("experiments/results")
 
 
 @dataclass(frozen=True)
@@ -157,9 +165,13 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, help="only these")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--list", action="store_true", help="only say what is open")
+    parser.add_argument("--summarise", action="store_true", help="only compare what has been run")
     arguments = parser.parse_args()
+    results = RESULTS / arguments.matrix.stem
+    if arguments.summarise:
+        return write_summary(arguments.matrix, results)
     variants = read_matrix(arguments.matrix, arguments.groups, arguments.seeds)
-    open_ones = [v for v in variants if not (RESULTS / f"{v.key}.json").is_file()]
+    open_ones = [v for v in variants if not (results / f"{v.key}.json").is_file()]
     print(f"{len(variants)} runs, {len(open_ones)} of them open", flush=True)
     if arguments.list:
         print("\n".join(v.key for v in open_ones))
@@ -173,7 +185,7 @@ def main() -> int:
                 start = variant.start
                 if start is not None and not start.done and start.folder not in starts:
                     starts[start.folder] = pool.submit(run, start.command(), start.folder / "log.txt", threads)
-                waiting[pool.submit(_after, starts.get(start and start.folder), variant, threads)] = variant
+                waiting[pool.submit(_after, starts.get(start and start.folder), variant, results, threads)] = variant
             for future in as_completed(waiting):
                 variant = waiting[future]
                 try:
@@ -190,14 +202,78 @@ def main() -> int:
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             return 130
+    write_summary(arguments.matrix, results)
     return 1 if failed else 0
 
 
-def _after(start, variant: Variant, threads: int) -> dict:
+def _after(start, variant: Variant, results: Path, threads: int) -> dict:
     # A start is handed to the pool before what waits for it, so somebody is at work on it.
     if start is not None:
         start.result()
-    return score(variant, RESULTS, threads)
+    return score(variant, results, threads)
+
+
+def write_summary(matrix: Path, results: Path) -> int:
+    """Compares the variants of each group on the cases of test, and writes `summary.json`: scores per seed, paired
+    differences to the variant that the group names, Holm-corrected within the group, and what each model computes."""
+    groups = yaml.safe_load(matrix.read_text(encoding="utf-8"))
+    by_name: dict[tuple[str, str], list[Variant]] = {}
+    for variant in read_matrix(matrix):
+        if (results / f"{variant.key}.json").is_file():
+            by_name.setdefault((variant.group, variant.name), []).append(variant)
+    summary = {"about": groups["about"], "matrix": str(matrix), "groups": {}}
+    for name, group in groups["groups"].items():
+        rows = []
+        for variant in group["variants"]:
+            if runs := by_name.get((name, variant)):
+                rows.append(_summary_row(runs, by_name.get((name, group["against"]), []), results))
+        for arm in ("main", "no_text"):
+            compared = [row["compared"][arm] for row in rows if arm in row["compared"]]
+            for entry, p in zip(compared, holm([entry["p_wilcoxon"] for entry in compared]), strict=True):
+                entry["p_holm"] = p
+        if rows:
+            summary["groups"][name] = {"about": group["about"], "against": group["against"], "rows": rows}
+    (results / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _summary_row(runs: list[Variant], against: list[Variant], results: Path) -> dict:
+    """Scores of a variant by seed, and its differences to another one over the seeds that both have. `main` is the arm
+    that a model was chosen by: its own sentence, or none where it never saw one."""
+    files = [json.loads((results / f"{run.key}.json").read_text(encoding="utf-8")) for run in runs]
+    scores = {
+        arm: {metric: [file["scores"][arm][metric] for file in files] for metric in ("dice_per_image", "dice_global")}
+        for arm in runs[0].arms
+    }
+    row = {"variant": runs[0].name, "main": runs[0].arms[0], "seeds": [run.seed for run in runs], "scores": scores}
+    row |= {"minutes": [file["minutes"] for file in files], **cost(runs[0])}
+    row["compared"] = {}
+    shared = [(ours, theirs) for ours in runs for theirs in against if ours.seed == theirs.seed]
+    if shared and runs[0].name != against[0].name:
+        for arm in ("main", "no_text"):
+            sides = [[], []]
+            for pair in shared:
+                for side, run in zip(sides, pair, strict=True):
+                    side.append(read_cases(run.training.folder / "test", run.arms[0] if arm == "main" else arm))
+            by_seed = [compare([ours], [theirs])["difference"] for ours, theirs in zip(*sides, strict=True)]
+            row["compared"][arm] = {**compare(*sides), "difference_by_seed": by_seed}
+    return row
+
+
+def cost(run: Variant) -> dict:
+    """GFLOPs of one picture with twelve words read, and millions of parameters without the text encoder."""
+    fields, folder = run.training.fields, str(run.training.folder / "best")
+    with_code = load_baseline(folder).model if "model_class" in fields else None
+    model = (with_code or TAMISegForImageSegmentation.from_pretrained(folder)).eval()
+    words = torch.zeros(1, 12, text_hidden_size(model.config))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(
+            torch.zeros(1, 3, fields["image_size"], fields["image_size"]),
+            text_embeds=words,
+            attention_mask=torch.ones(1, 12, dtype=torch.long),
+        )
+    used = [p for name, p in model.named_parameters() if not name.startswith("text_encoder.")]
+    return {"gflops": counter.get_total_flops() / 1e9, "million_parameters": sum(p.numel() for p in used) / 1e6}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from .ablations import ablations_page, load_summaries
 from .arms import ARMS
 from .model_card import METRICS
 
@@ -107,6 +108,8 @@ def run(arguments) -> None:
         output / "results.md": results_page(results, recipes),
         output / "report.html": html_page(results, folder),
     }
+    if summaries := load_summaries(folder):
+        written[output / "ablations.md"] = ablations_page(summaries)
     readme = folder.parent / "README.md"
     if readme.is_file() and QUEUE_MARK in (text := readme.read_text(encoding="utf-8")):
         written[readme] = text.split(QUEUE_MARK)[0] + f"{QUEUE_MARK}\n\n{queue(results, recipes)}"

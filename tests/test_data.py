@@ -20,6 +20,7 @@ from processing.data import (
     StreamedSegmentationDataset,
     collate,
     fingerprint,
+    limit_labels,
     load_rows,
     read_row,
     stream_rows,
@@ -584,3 +585,26 @@ def test_cache_decodes_once_and_draws_anew():
             torch.testing.assert_close(cached[index]["pixel_values"], plain[index]["pixel_values"], rtol=0, atol=0)
         sums.append([cached[index]["pixel_values"].sum().item() for index in range(3)])
     assert Counted.reads == 3 and sums[0] != sums[1]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_few_labels(keep):
+    rows = [{**row, "name": str(i)} for i, row in enumerate(drawn_rows(1) * 20)]
+    few, labelled = limit_labels(rows, 0.1, seed=0, keep_unlabelled=keep)
+    names = [row["name"] for row in few]
+    known = {name for name, is_labelled in zip(names, labelled, strict=True) if is_labelled}
+    unknown = {name for name, is_labelled in zip(names, labelled, strict=True) if not is_labelled}
+    assert len(known) == 2 and not known & unknown
+    # A pass is as long as ever, or has as many labelled rows as others.
+    assert (len(few), labelled.sum(), len(unknown)) == ((36, 18, 18) if keep else (20, 20, 0))
+    more, more_labelled = limit_labels(rows, 0.5, seed=0, keep_unlabelled=keep)
+    more_known = {row["name"] for row, is_labelled in zip(more, more_labelled, strict=True) if is_labelled}
+    assert known < more_known and len(more_known) == 10
+
+    data = SegmentationDataset(few, processor(), labelled=labelled, augmentation=JointAugmentation(), cache=True)
+    for _ in range(2):  # read, then from the cache
+        for index in (0, len(few) - 1):
+            labels = data[index]["labels"]
+            assert (labels == 255).all() != labelled[index]
+    first, again = (data[index]["pixel_values"] for index in np.flatnonzero(np.array(names) == names[0])[:2])
+    assert not torch.equal(first, again)  # the same row, another view

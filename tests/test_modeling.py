@@ -4,6 +4,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoModel, BertConfig, ConvNextConfig, MobileNetV2Config, ResNetConfig
 
@@ -14,6 +15,8 @@ from modeling_tamiseg import (
     TAMISegForImageSegmentation,
     TextCache,
 )
+from modeling_tamiseg.decoder import convolve_upsampled, upsample
+from modeling_tamiseg.losses import segmentation_loss
 from modeling_tamiseg.tiling import tiles
 
 
@@ -398,3 +401,26 @@ def test_teachers_of_every_kind_give_their_grid(kind):
     assert teaching.teacher_tokens(pixel_values).shape[1] == grid[0] * grid[1]
     loss = teaching(model(pixel_values).vision_hidden_states, pixel_values)
     assert -1 <= loss <= 1
+
+
+def test_pictures_without_labels_ask_nothing():
+    logits = torch.randn(3, 2, 8, 8, requires_grad=True)
+    labels = torch.randint(0, 2, (3, 8, 8))
+    labels[1] = 255
+    loss = segmentation_loss(logits, labels)
+    torch.testing.assert_close(loss, segmentation_loss(logits[[0, 2]], labels[[0, 2]]))
+    loss.backward()
+    assert logits.grad[1].abs().sum() == 0 and logits.grad[0].abs().sum() > 0
+    assert segmentation_loss(logits, torch.full_like(labels, 255)) == 0
+
+
+def test_the_reference_trains_by_the_function_it_answers_with():
+    maps = [torch.randn(2, 5, side, side + 1) for side in (8, 4, 2, 1)]
+    weight = torch.randn(7, 20, 3, 3)
+    expected = F.conv2d(torch.cat([upsample(m, (16, 18)) for m in maps], dim=1), weight, padding=1)
+    torch.testing.assert_close(convolve_upsampled(maps, weight, (16, 18)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_whole_numbers_are_weights_too():
+    config = TAMISegConfig(consistency_weight=0, dice_weight=2, cross_entropy_weight=1)
+    assert (config.consistency_weight, config.dice_weight) == (0, 2)

@@ -186,3 +186,20 @@ def test_a_stream_keeps_and_picks_nothing():
     for also in (["--cache", "true"], ["--max_train_samples", "3"]):
         with pytest.raises(ValueError, match="streaming keeps no rows and picks none"):
             parse_arguments([*words, *also])
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_rows_without_masks_serve_where_a_loss_asks_nothing_of_them(tmp_path, stage):
+    few = ["--stage", stage, "--label_budget", "0.2", "--epochs", "1"]
+    teacher = ["--teacher", str(pretrained_teacher(tmp_path))] if stage == "finetune" else []
+    switched_off = [] if stage == "finetune" else ["--model_config", '{"consistency_weight": 0}']
+    # Two of ten rows are labelled. With the others a pass has eight rows of each kind, without them ten.
+    assert train(tmp_path / "with", *few, *teacher)["steps"] == 4
+    assert train(tmp_path / "without", *few, *switched_off)["steps"] == 3
+
+
+def test_a_model_that_never_read_is_chosen_without_a_sentence(tmp_path):
+    result = train(tmp_path, "--stage", "finetune", "--epochs", "2", "--prompt_dropout", "1")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    best = max(line["validation_dice_per_image"] for line in lines)
+    assert result["scores"]["no_text"]["dice_per_image"] == pytest.approx(best)

@@ -1,0 +1,122 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""docs/ablations.md: what the parts of the method bring, from the summaries that `experiments.matrix` writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+
+INTRODUCTION = """\
+# What helps, and what does not
+
+Written by `tamiseg report` from `experiments/results/*/summary.json`; change those, not this page.
+
+Dice in %, the mean over seeds and in brackets the lowest and the highest. "Its own sentence" is the arm by which a
+model was chosen; for one that never saw a sentence, it is none. Differences are to the row that has none, in points of
+Dice per image over the same test cases and seeds, seeds averaged case by case; their 95 % intervals are drawn over
+patients, as is p (Wilcoxon signed-rank, corrected by Holm within the table) and the effect size d (mean over standard
+deviation of the patients' differences). So they say how these seeds' models differ on other patients; what other seeds
+would do, the column of single seeds hints at. GFLOPs are of one picture, its sentence read before; parameters without
+the text encoder."""
+
+
+def load_summaries(results: Path) -> dict[str, dict]:
+    """The summaries below a folder of results by the name of their matrix; none where there are none."""
+    paths = sorted(results.glob("*/summary.json"))
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def ablations_page(summaries: dict[str, dict]) -> str:
+    """The page in Markdown, with a section for each matrix."""
+    from .report import table_lines
+
+    parts = [INTRODUCTION]
+    for name, summary in summaries.items():
+        about = summary["about"]
+        parts.append(f"## {name}\n\nData: {about['data']}. Cost: {about['cost']}.")
+        for group, table in summary["groups"].items():
+            parts.append(f"### {words(group)}\n\n{table['about'].strip()}")
+            parts.append("\n".join(table_lines(group_rows(table))))
+            parts.append("\n".join(verdicts(table)))
+            parts.append(f"```bash\npython -m experiments.matrix {summary['matrix']} --groups {group}\n```")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def group_rows(table: dict) -> list[list[str]]:
+    """A table of a group: head, then a row per variant."""
+    rows = [
+        [
+            "variant",
+            "its own sentence",
+            "the same, global",
+            "no sentence",
+            "another's sentence",
+            "difference",
+            "by seed",
+            "p",
+            "d",
+            "difference without sentence",
+            "p",
+            "GFLOPs",
+            "M parameters",
+        ]
+    ]
+    for row in table["rows"]:
+        scores = row["scores"]
+        cells = [spread(scores[row["main"]][metric]) for metric in ("dice_per_image", "dice_global")]
+        cells += [
+            spread(scores[arm]["dice_per_image"]) if arm in scores else "-" for arm in ("no_text", "shuffled_text")
+        ]
+        if main := row["compared"].get("main"):
+            by_seed = " ".join(f"{100 * value:+.2f}" for value in main["difference_by_seed"])
+            cells += [change(main), by_seed, p_value(main["p_holm"]), f"{main['effect_size']:+.2f}"]
+            without = row["compared"]["no_text"]
+            cells += [change(without), p_value(without["p_holm"])]
+        else:
+            cells += ["-"] * 6
+        rows.append([words(row["variant"]), *cells, f"{row['gflops']:.2f}", f"{row['million_parameters']:.2f}"])
+    return rows
+
+
+def verdicts(table: dict) -> list[str]:
+    """One sentence per variant that was compared: what was seen, and whether it may be chance."""
+    lines = []
+    for row in table["rows"]:
+        compared = row["compared"].get("main")
+        if compared is None:
+            continue
+        low, high = (100 * value for value in compared["interval"])
+        seeds = [value > 0 for value in compared["difference_by_seed"]]
+        sure = compared["p_holm"] < 0.05 and (low > 0 or high < 0)
+        if sure and len(set(seeds)) == 1:
+            seen = "better" if compared["difference"] > 0 else "worse"
+            said = f"{abs(100 * compared['difference']):.2f} points {seen}"
+            said += f", in each of {len(seeds)} seeds" if len(seeds) > 1 else ", in the one seed that was run"
+        elif sure:
+            said = f"{100 * compared['difference']:+.2f} points, but the seeds do not agree on the sign"
+        else:
+            said = f"no difference shown; the interval is {low:+.2f} to {high:+.2f} points"
+        lines.append(f"- **{words(row['variant'])}** against {words(table['against'])}: {said}.")
+    return lines
+
+
+def spread(values: list[float]) -> str:
+    shown = f"{100 * np.mean(values):.2f}"
+    return shown if len(values) == 1 else f"{shown} [{100 * min(values):.2f}, {100 * max(values):.2f}]"
+
+
+def change(compared: dict) -> str:
+    low, high = compared["interval"]
+    return f"{100 * compared['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+def p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def words(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,132 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The matrix of experiments: its file says what is meant, a small one runs to its page, and baselines learn."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import experiments.matrix as matrix
+from experiments.baselines import CLASSES
+from modeling_tamiseg import TAMISegConfig
+from processing.ablations import ablations_page, load_summaries
+from train_hf import parse_arguments
+
+
+ROOT = Path(__file__).parent.parent
+TINY = """
+about: {data: the built-in sample, cost: seconds}
+seeds: [0]
+fields: {dataset: builtin, image_size: 32, max_train_samples: 6, max_eval_samples: 3, batch_size: 3, cpu: true,
+         prompt_dropout: 0.2}
+starts:
+  tiny: {vision_model: tiny, epochs: 1}
+groups:
+  parts:
+    about: A test.
+    against: full
+    fields: {epochs: 1, start: tiny}
+    test_rows: 6
+    variants:
+      full: {}
+      no_text: {prompt_dropout: 1.0}
+      unet: {start: null, vision_model: tiny, model_class: "experiments.baselines:UNet"}
+"""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("matrix_*.yaml")), ids=lambda path: path.stem)
+def test_shipped_matrices_are_understood(path):
+    variants = matrix.read_matrix(path)
+    assert len({v.key for v in variants}) == len(variants)
+    for variant in variants:
+        for training in filter(None, (variant.start, variant.training)):
+            arguments = parse_arguments(training.command()[1:])
+            assert arguments.stage == training.stage and arguments.seed == variant.seed
+            TAMISegConfig(**json.loads(arguments.model_config))
+    groups = yaml.safe_load(path.read_text())["groups"]
+    assert all(group["against"] in group["variants"] for group in groups.values())
+
+
+def test_a_matrix_runs_to_its_page(tmp_path, monkeypatch, capsys):
+    for name in ("experiments", "modeling_tamiseg", "processing", "train_hf.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(matrix, "RESULTS", tmp_path / "results")
+    (tmp_path / "small.yaml").write_text(TINY)
+    monkeypatch.setattr(sys, "argv", ["matrix", "small.yaml"])
+    assert matrix.main() == 0, capsys.readouterr().out
+    assert "3 runs, 3 of them open" in capsys.readouterr().out
+    summaries = load_summaries(tmp_path / "results")
+    rows = {row["variant"]: row for row in summaries["small"]["groups"]["parts"]["rows"]}
+    assert rows["full"]["compared"] == {} and rows["no_text"]["main"] == "no_text"
+    assert rows["no_text"]["compared"]["main"]["units"] == 2  # six rows of two pictures
+    page = ablations_page(summaries)
+    for variant in ("full", "no text", "unet"):
+        assert f"| {variant} |" in page
+    first = json.loads((tmp_path / "results/small/parts-full-seed0.json").read_text())
+    assert f"{100 * first['scores']['full_text']['dice_per_image']:.2f}" in page
+
+    # What has a result is not run again, even where the run itself is gone.
+    shutil.rmtree(tmp_path / "runs/small/starts")
+    monkeypatch.setattr(matrix, "run", None)
+    assert matrix.main() == 0
+    assert "3 runs, 0 of them open" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_is_said_with_its_reason(tmp_path, monkeypatch, capsys):
+    for name in ("experiments", "modeling_tamiseg", "processing", "train_hf.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(matrix, "RESULTS", tmp_path / "results")
+    fields = yaml.safe_load(TINY)
+    fields["groups"]["parts"]["variants"] = {"full": {"start": None, "vision_model": "no_such_folder"}}
+    (tmp_path / "broken.yaml").write_text(yaml.safe_dump(fields))
+    (tmp_path / "results" / "broken").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["matrix", "broken.yaml"])
+    assert matrix.main() == 1
+    assert "parts-full-seed0" in capsys.readouterr().out
+
+
+def test_unknown_names_are_refused(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(TINY.replace("start: tiny}", "start: other}"))
+    with pytest.raises(ValueError, match="starts from 'other'"):
+        matrix.read_matrix(path)
+    with pytest.raises(ValueError, match="has no group"):
+        matrix.read_matrix(path, groups=["nothing"])
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_baselines_learn_answer_and_load(name, tmp_path):
+    torch.manual_seed(0)
+    config = TAMISegConfig(
+        vision_config={"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 16], "depths": [1, 1, 1],
+                       "layer_type": "basic"},
+        text_config={"model_type": "bert", "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1,
+                     "num_attention_heads": 2, "intermediate_size": 32},
+    )  # fmt: skip
+    model = CLASSES[name](config)
+    pixels = torch.randn(2, 3, 40, 56)
+    words, mask = torch.randn(2, 4, 32), torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0]])
+    labels = torch.randint(0, 2, (2, 40, 56))
+    model(pixels, text_embeds=words, attention_mask=mask, labels=labels).loss.backward()
+    gradients = [p.grad for p in model.network.parameters()]
+    assert any(g is not None and g.abs().sum() > 0 for g in gradients)
+
+    model.eval()
+    with torch.no_grad():
+        asked = torch.tensor([0, 0, 1])
+        logits = model(
+            pixels, text_embeds=words[[0, 1, 0]], attention_mask=mask[[0, 1, 0]], image_indices=asked
+        ).logits
+        assert logits.shape == (3, 2, 40, 56)
+        reads = not torch.equal(logits[0], logits[1])
+        assert reads == (name == "ClipSegDecoder")
+        model.save_pretrained(tmp_path)
+        again = CLASSES[name].from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(again(pixels).logits, model(pixels).logits, rtol=1e-4, atol=1e-4)
