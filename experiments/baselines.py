@@ -187,6 +187,9 @@ class ClipSegDecoder(Baseline):
         )
 
     def answer(self, pixel_values, text_embeds, attention_mask, image_indices):
+        height, width = pixel_values.shape[-2:]
+        side = max(height, width)  # it knows squares only
+        pixel_values = F.pad(pixel_values, (0, side - width, 0, side - height))
         maps = self.vision_encoder(pixel_values)[1:]
         grid = maps[-1].shape[-2:]
         tokens = []
@@ -204,7 +207,7 @@ class ClipSegDecoder(Baseline):
         if image_indices is not None:
             tokens = [some[image_indices] for some in tokens]
         scores = self.network["decoder"](tokens, condition).logits
-        return self.network["classifier"](scores.reshape(len(condition), 1, *pixel_values.shape[-2:]))
+        return self.network["classifier"](scores.reshape(len(condition), 1, side, side))
 
 
 CLASSES = {c.__name__: c for c in Baseline.__subclasses__()}

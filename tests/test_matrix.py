@@ -3,19 +3,20 @@
 """The matrix of experiments: its file says what is meant, a small one runs to its page, and baselines learn."""
 
 import json
-import shutil
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-import experiments.matrix as matrix
+import train_hf
+from experiments import matrix
 from experiments.baselines import CLASSES
 from modeling_tamiseg import TAMISegConfig
+from processing import command_line
 from processing.ablations import ablations_page, load_summaries
-from train_hf import parse_arguments
 
 
 ROOT = Path(__file__).parent.parent
@@ -45,51 +46,89 @@ def test_shipped_matrices_are_understood(path):
     assert len({v.key for v in variants}) == len(variants)
     for variant in variants:
         for training in filter(None, (variant.start, variant.training)):
-            arguments = parse_arguments(training.command()[1:])
+            arguments = train_hf.parse_arguments(training.command()[1:])
             assert arguments.stage == training.stage and arguments.seed == variant.seed
             TAMISegConfig(**json.loads(arguments.model_config))
     groups = yaml.safe_load(path.read_text())["groups"]
     assert all(group["against"] in group["variants"] for group in groups.values())
 
 
-def test_a_matrix_runs_to_its_page(tmp_path, monkeypatch, capsys):
-    for name in ("experiments", "modeling_tamiseg", "processing", "train_hf.py"):
-        (tmp_path / name).symlink_to(ROOT / name)
+class Here:
+    """A pool that does at once, in this process and thread, what it is given."""
+
+    def __init__(self, jobs):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def submit(self, function, *arguments):
+        future = Future()
+        try:
+            future.set_result(function(*arguments))
+        except RuntimeError as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A folder with the small matrix, whose commands are run without new processes."""
+
+    def run(words, log, threads):
+        match words:
+            case ["train_hf.py", *rest]:
+                train_hf.main(rest)
+            case ["-m", "processing.command_line", *rest]:
+                assert command_line.main(rest) == 0
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(matrix, "RESULTS", tmp_path / "results")
-    (tmp_path / "small.yaml").write_text(TINY)
+    monkeypatch.setattr(matrix, "ThreadPoolExecutor", Here)
+    monkeypatch.setattr(matrix, "run", run)
     monkeypatch.setattr(sys, "argv", ["matrix", "small.yaml"])
-    assert matrix.main() == 0, capsys.readouterr().out
+    (tmp_path / "small.yaml").write_text(TINY)
+    return tmp_path
+
+
+def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
+    assert matrix.main() == 0
     assert "3 runs, 3 of them open" in capsys.readouterr().out
-    summaries = load_summaries(tmp_path / "results")
+    summaries = load_summaries(small / "results")
     rows = {row["variant"]: row for row in summaries["small"]["groups"]["parts"]["rows"]}
     assert rows["full"]["compared"] == {} and rows["no_text"]["main"] == "no_text"
     assert rows["no_text"]["compared"]["main"]["units"] == 2  # six rows of two pictures
     page = ablations_page(summaries)
     for variant in ("full", "no text", "unet"):
         assert f"| {variant} |" in page
-    first = json.loads((tmp_path / "results/small/parts-full-seed0.json").read_text())
+    first = json.loads((small / "results/small/parts-full-seed0.json").read_text())
     assert f"{100 * first['scores']['full_text']['dice_per_image']:.2f}" in page
 
-    # What has a result is not run again, even where the run itself is gone.
-    shutil.rmtree(tmp_path / "runs/small/starts")
-    monkeypatch.setattr(matrix, "run", None)
+    monkeypatch.setattr(matrix, "run", None)  # what has a result is not run again
     assert matrix.main() == 0
     assert "3 runs, 0 of them open" in capsys.readouterr().out
 
 
-def test_a_run_that_fails_is_said_with_its_reason(tmp_path, monkeypatch, capsys):
-    for name in ("experiments", "modeling_tamiseg", "processing", "train_hf.py"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(matrix, "RESULTS", tmp_path / "results")
-    fields = yaml.safe_load(TINY)
-    fields["groups"]["parts"]["variants"] = {"full": {"start": None, "vision_model": "no_such_folder"}}
-    (tmp_path / "broken.yaml").write_text(yaml.safe_dump(fields))
-    (tmp_path / "results" / "broken").mkdir(parents=True)
-    monkeypatch.setattr(sys, "argv", ["matrix", "broken.yaml"])
+def test_a_run_that_fails_is_said_and_the_others_go_on(small, monkeypatch, capsys):
+    done = matrix.run
+
+    def run(words, log, threads):
+        if "experiments.baselines:UNet" in words:
+            raise RuntimeError("log.txt ends with: the disk is full")
+        done(words, log, threads)
+
+    monkeypatch.setattr(matrix, "run", run)
     assert matrix.main() == 1
-    assert "parts-full-seed0" in capsys.readouterr().out
+    assert "parts-unet-seed0: log.txt ends with: the disk is full" in capsys.readouterr().out
+    assert len(list((small / "results/small").glob("parts-*.json"))) == 2
+
+
+def test_the_end_of_a_log_says_why(tmp_path):
+    with pytest.raises(RuntimeError, match="ends with: no such thing"):
+        matrix.run(["-c", "import sys; sys.exit('no such thing')"], tmp_path / "log.txt", threads=1)
 
 
 def test_unknown_names_are_refused(tmp_path):
