@@ -27,7 +27,11 @@ def add_command(commands) -> None:
     action.add_argument("--source", required=True, help="folder that holds the files, zip archives included")
     action.add_argument("--output", required=True, help="folder to write; must not exist")
     action.add_argument("--split", help="which published split, where there are several (see `tamiseg data list`)")
-    action.add_argument("--split-by", choices=("patient", "study"), help="draw anew, no patient on two sides")
+    action.add_argument(
+        "--split-by",
+        choices=("patient", "study", "look"),
+        help="draw anew with none of them on two sides; look: neither patients nor pictures that look alike",
+    )
     action.add_argument("--seed", type=int, default=0, help="of drawn splits")
     action.add_argument("--partial", action="store_true", help="accept other counts than the published ones")
     action.add_argument("--num-labels", type=int, default=2, help="classes in the masks, background included")
