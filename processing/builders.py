@@ -185,7 +185,9 @@ def pair_files(source: Source, problems: Problems, notes: list[str], named: Name
     masks += [path for path in source.paths if path.lower().endswith(OUTLINES)]
     where = f"'{source.folder}'"
     if not images:
-        raise ValueError(f"{where} holds no pictures ({', '.join(PICTURES)}): check the folder.")
+        raise ValueError(
+            f"{where} holds no pictures ({', '.join(PICTURES)}): check the folder, and name DICOM files *.dcm."
+        )
     if not masks:
         raise ValueError(
             f"{where} holds pictures but no masks: put them into a folder 'masks', or name them like 'scan_mask.png'."
@@ -203,7 +205,7 @@ def pair_files(source: Source, problems: Problems, notes: list[str], named: Name
 
     several = [len(masks) for masks in masks_of.values() if len(masks) > 1]
     if several:
-        notes.append(f"{len(several)} pictures have several masks, {sum(several)} in all: the target is their union")
+        notes.append(f"pictures with several masks: {len(several)} ({sum(several)} masks); the target is their union")
 
     said = _read_tables(source, key, problems)
     listed = _read_lists(source)

@@ -35,7 +35,9 @@ def add_command(commands) -> None:
     action.add_argument("--seed", type=int, default=0, help="of drawn splits")
     action.add_argument("--partial", action="store_true", help="accept other counts than the published ones")
     action.add_argument("--num-labels", type=int, default=2, help="classes in the masks, background included")
-    action.add_argument("--window", type=_window, help="CENTER,WIDTH or auto: how more than 8 bits become grey")
+    action.add_argument(
+        "--window", type=_window, help="=CENTER,WIDTH (--window=-600,1500) or =auto: how more than 8 bits become grey"
+    )
     action.add_argument("--patient-pattern", help="regular expression whose first group, in a name, is the patient")
     action.add_argument("--sentences", help="write missing sentences from the masks: lung, polyp or nuclei")
     action.set_defaults(run=prepare_set)

@@ -136,6 +136,8 @@ def leak_table(report: dict) -> str:
     """The report as a Markdown table: "2 (4 + 3 rows, 2.50 % of test)" are 2 shared ones, in 4 rows of the first split
     and 3 of the second."""
     columns = list(dict.fromkeys(tuple(pair["splits"]) for pair in report["pairs"]))
+    if not columns:
+        return "There is one split only: nothing to compare."
     lines = [
         "| same | " + " | ".join(" and ".join(column) for column in columns) + " |",
         "|---|" + "---|" * len(columns),

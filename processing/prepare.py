@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import tempfile
 from collections import Counter
@@ -97,6 +98,11 @@ def prepare(name: str, source: str | Path, output: str | Path, plan: Plan | None
         notes.append(f"{len(problems.found.pop(WITHOUT_PICTURE))} names in tables or lists have no picture")
     if plan.patient_pattern is not None:
         found = [re.search(plan.patient_pattern, case.name) for case in cases]
+        if not any(found):
+            raise ValueError(
+                f"the pattern '{plan.patient_pattern}' is found in no name, the first is '{cases[0].name}': mend the "
+                "pattern."
+            )
         cases = [replace(case, patient_id=m[1] if m else None) for case, m in zip(cases, found, strict=True)]
     for case in cases:
         if case.image.lower().endswith(".dcm"):
@@ -226,10 +232,13 @@ def _draw(cases: list[Case], wanted: dict[str, int], plan: Plan) -> str:
             left[split] -= len(groups[group])
         for case in groups[group]:
             case.split = split
-    unknown = len(cases) - len(known)
-    return f"{' and '.join(wanted)} drawn by {by} with seed {plan.seed}" + (
-        f"; {unknown} pictures of unknown {'patient' if by == 'look' else by} stay in train" if unknown else ""
-    )
+    done = f"{' and '.join(wanted)} drawn by {by} with seed {plan.seed}"
+    if unknown := len(cases) - len(known):
+        done += f"; {unknown} pictures of unknown {'patient' if by == 'look' else by} stay in train"
+    for split, count in wanted.items():
+        if left[split] == count:
+            done += f"; {split} got none, because there are too few pictures, or too many in one group"
+    return done
 
 
 def _find_looks(files: Source, cases: list[Case], plan: Plan) -> str:
@@ -361,8 +370,9 @@ def _command(name: str, plan: Plan) -> str:
     for one in fields(plan):
         value = getattr(plan, one.name)
         if value != one.default:
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-            words.append(f"--{one.name.replace('_', '-')}" + ("" if value is True else f" {shown}"))
+            shown = ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else value
+            # With "=", because a window may begin with a minus.
+            words.append(f"--{one.name.replace('_', '-')}" + ("" if value is True else f"={shlex.quote(str(shown))}"))
     return " ".join(words)
 
 

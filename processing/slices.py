@@ -21,8 +21,8 @@ from .sources import MAX_FILE_BYTES
 
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")  # what browsers, `datasets` and Pillow all show
 NEEDS_WINDOW = (
-    "holds more than 8 bits: say how they become grey with --window CENTER,WIDTH (CT lung: -600,1500 Hounsfield "
-    "units; only a DICOM or NIfTI file knows these units), or --window auto for the 0.5-99.5 percentile"
+    "holds more than 8 bits: say how they become grey with --window=CENTER,WIDTH (CT lung: --window=-600,1500, in "
+    "Hounsfield units, which only a DICOM or NIfTI file knows), or --window=auto for the 0.5-99.5 percentile"
 )
 
 

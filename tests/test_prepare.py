@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import stat
 import zipfile
@@ -21,7 +22,7 @@ from processing.builders import NAMED_SETS, Problems, pair_files
 from processing.command_line import main
 from processing.data import fingerprint, load_rows
 from processing.prepare import Plan, prepare
-from processing.slices import encode
+from processing.slices import NEEDS_WINDOW, encode
 from processing.sources import Source
 
 
@@ -362,6 +363,8 @@ def test_folder_split_by_patient(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "seed 3" in card and "--patient-pattern" in card and str(tmp_path) not in card
     assert fingerprint(load_rows(str(tmp_path / "out"), "train")) in card
+    with pytest.raises(ValueError, match="is found in no name, the first is 'p0_0'"):
+        prepare("folder", tmp_path / "source", tmp_path / "again", Plan(patient_pattern="^(x)"))
     with pytest.raises(ValueError, match="no study is known of any picture"):
         prepare("folder", tmp_path / "source", tmp_path / "again", Plan(split_by="study"))
 
@@ -422,13 +425,13 @@ def test_numbered_masks_are_one_target(tmp_path):
     write_busi(tmp_path / "source")
     done = prepare("folder", tmp_path / "source", tmp_path / "out")
     assert sum(done["counts"].values()) == 22
-    assert "1 pictures have several masks, 3 in all: the target is their union" in done["notes"]
+    assert "pictures with several masks: 1 (3 masks); the target is their union" in done["notes"]
     masks = {row["name"]: np.asarray(row["mask"]) > 0 for part in rows_of(tmp_path / "out").values() for row in part}
     expected = np.asarray(draw(604)[1]) > 0
     expected[:3, :3] = expected[28:, 36:] = True
     np.testing.assert_array_equal(masks["benign (4)"], expected)
     assert not masks["normal (1)"].any()
-    assert "3 in all" in (tmp_path / "out" / "README.md").read_text()
+    assert "1 (3 masks)" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(ValueError, match="1 picture with several masks, which only sets of two classes"):
         prepare("folder", tmp_path / "source", tmp_path / "more", Plan(num_labels=3))
 
@@ -508,7 +511,9 @@ def test_dicom_is_windowed_and_keeps_its_spacing(tmp_path):
     done = prepare("folder", tmp_path / "source", tmp_path / "narrow", Plan(window=(0, 100)))
     narrow = datasets.load_dataset("parquet", data_files=str(tmp_path / "narrow" / "train-*.parquet"), split="train")
     assert (np.asarray(narrow[0]["image"])[0] == 0).sum() > (shown == 0).sum()
-    assert "--window 0,100" in (tmp_path / "narrow" / "README.md").read_text() and done["counts"]
+    assert "--window=0,100" in (tmp_path / "narrow" / "README.md").read_text()
+    assert "validation got none, because there are too few pictures" in done["notes"][0]
+    assert "There is one split only" in (tmp_path / "narrow" / "README.md").read_text()
 
 
 def test_compressed_dicom(tmp_path):
@@ -593,14 +598,14 @@ MISTAKES = {
     "broken picture": (lambda s: truncate(s / "images" / "p0_0.png"), "'images/p0_0.png' cannot be decoded"),
     "16-bit slice": (
         lambda s: save(s / "images" / "p0_0.png", Image.fromarray(np.full((SIZE[1], SIZE[0]), 2000, dtype=np.uint16))),
-        "'images/p0_0.png' holds more than 8 bits: say how they become grey with --window CENTER,WIDTH",
+        "'images/p0_0.png' holds more than 8 bits: say how they become grey with --window=CENTER,WIDTH",
     ),
     "16-bit CT slice": (
         lambda s: (
             write_dicom(s / "images" / "ct.dcm", np.zeros((SIZE[1], SIZE[0]), dtype=int), "p9", None)
             or save(s / "masks" / "ct.png", draw(0)[1])
         ),
-        "'images/ct.dcm' holds more than 8 bits: say how they become grey with --window CENTER,WIDTH",
+        "'images/ct.dcm' holds more than 8 bits: say how they become grey with --window=CENTER,WIDTH",
     ),
     "double mask": (
         lambda s: save(s / "masks" / "p0_0.png", draw(0)[1]),
@@ -727,5 +732,14 @@ def test_prepare_prints_counts_leaks_and_the_next_command(tmp_path, capsys):
     assert "train 7, validation 1, test 2" in said and "research and education only" in said
     assert "| near picture |" in said and f"--dataset {tmp_path / 'out'}" in said
     with pytest.raises(SystemExit):
-        main(["data", "prepare", "kvasir-seg", *words, "--window", "wide"])
+        main(["data", "prepare", "kvasir-seg", *words, "--window=wide"])
     assert "write CENTER,WIDTH or auto" in capsys.readouterr().err
+
+
+def test_window_of_the_message_is_taken_as_it_stands(tmp_path):
+    write_dicom(tmp_path / "source" / "images" / "s.dcm", np.zeros((SIZE[1], SIZE[0]), dtype=int), "p", None)
+    save(tmp_path / "source" / "masks" / "s.png", draw(0)[1])
+    (wish,) = re.findall(r"CT lung: (\S+),", NEEDS_WINDOW)
+    where = ["--source", str(tmp_path / "source"), "--output", str(tmp_path / "out")]
+    assert main(["data", "prepare", "folder", *where, wish]) == 0
+    assert f"{wish}`" in (tmp_path / "out" / "README.md").read_text()

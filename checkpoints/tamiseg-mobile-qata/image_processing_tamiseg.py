@@ -133,7 +133,8 @@ class TAMISegImageProcessor(PilBackend):
             values = np.flatnonzero(Image.fromarray(mask).histogram()) if mask.dtype == np.uint8 else np.unique(mask)
             if unknown := [value for value in values.tolist() if value not in range(num_labels) and value != 255]:
                 remedy = (
-                    "make it two-valued first, for example with (mask > 127), and save it as PNG, not JPEG"
+                    "make it two-valued first, for example with (mask > 127), and save it as PNG, not JPEG; or give "
+                    "num_labels, if these are classes"
                     if num_labels == 2
                     else f"class ids must be below num_labels={num_labels}, or 255 for pixels to ignore"
                 )
