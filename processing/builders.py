@@ -9,7 +9,7 @@
     images, masks, train.txt, val.txt                               Kvasir-SEG
     TrainDataset/image, TestDataset/Kvasir/images, .../masks        Kvasir-SEG 900/100, among other sets
     Training/*.tif beside *.xml                                     MoNuSeg (outlines of nuclei)
-    scan.png beside scan_mask.png                                   a flat folder
+    scan.png beside scan_mask.png (and scan_mask_1.png, ...)        a flat folder; BUSI, with its union of masks
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ SPLIT_WORDS = {
 # Of a folder's name in lower case without anything but letters: "Ground-truths" is "groundtruths".
 MASK_FOLDER = re.compile(r"mask|label|annot|groundtruth|^gt$|^seg(mentations?|mentationclass)?$")
 IMAGE_FOLDER = re.compile(r"image|^imgs?$|img$|frame|scan|^input")
-MASK_AFFIX = re.compile(r"^mask[_-]|[_-](masks?|seg|segmentation|gt|labels?)$", re.IGNORECASE)
+# A number behind counts the masks of one picture: "scan_mask.png", "scan_mask_1.png".
+MASK_AFFIX = re.compile(r"^mask[_-]|[_-](masks?(?P<number>[_-]?\d+)?|seg|segmentation|gt|labels?)$", re.IGNORECASE)
 
 # What the columns of a table are called. Compared in lower case; the first that is there is taken.
 TABLE_COLUMNS = {
@@ -122,15 +123,16 @@ NAMED_SETS = {
 
 @dataclass
 class Case:
-    """One picture and all that the files say of it. `image` and `mask` are paths in the source."""
+    """One picture and all that the files say of it. `image` and `masks` are paths in the source."""
 
     name: str
     image: str
-    mask: str
+    masks: list[str]  # several are parts of one target
     split: str | None = None
     prompt: str | None = None
     patient_id: str | None = None
     study_id: str | None = None
+    look_id: str | None = None  # of the cases that look alike, or are of one patient or study
 
 
 @dataclass
@@ -157,6 +159,7 @@ def pair_files(source: Source, problems: Problems, notes: list[str], named: Name
     """Pairs pictures, masks, sentences and splits by name.
 
     A mask is told by its own name (`mask_*`, `*_mask`, `*_gt`, ...) or by its folder's; everything else is a picture.
+    Numbered ones (`*_mask_1`, `*_mask_2`) are parts of one target; any other second mask is a problem.
     Extensions do not count, and where file names repeat (`patient1/images/001.png`, `patient2/images/001.png`) the
     other folders count too. A split is told by the table that holds the sentence, by a list (`train.txt`), or by the
     nearest folder whose name says train, val or test.
@@ -182,29 +185,37 @@ def pair_files(source: Source, problems: Problems, notes: list[str], named: Name
     masks += [path for path in source.paths if path.lower().endswith(OUTLINES)]
     where = f"'{source.folder}'"
     if not images:
-        raise ValueError(f"{where} holds no pictures ({', '.join(PICTURES)}): check the folder.")
+        raise ValueError(
+            f"{where} holds no pictures ({', '.join(PICTURES)}): check the folder, and name DICOM files *.dcm."
+        )
     if not masks:
         raise ValueError(
             f"{where} holds pictures but no masks: put them into a folder 'masks', or name them like 'scan_mask.png'."
         )
     # A file lies in one split only, so the same name in two of them is a leak or a mix-up, never a pair of two rows.
     key = _stem if _all_unique(map(_stem, images)) or named else _long_key
-    by_key = {"image": _index(images, key, "double picture", problems)}
-    by_key["mask"] = _index(masks, key, "double mask", problems)
-    for name in sorted(by_key["image"].keys() - by_key["mask"].keys()):
+    image_of = _index(images, key, "double picture", problems)
+    masks_of: dict[str, list[str]] = {}
+    for (name, _), mask in _index(masks, lambda path: (key(path), _number(path)), "double mask", problems).items():
+        masks_of.setdefault(name, []).append(mask)
+    for name in sorted(image_of.keys() - masks_of.keys()):
         problems.add("picture without a mask", name)
-    for name in sorted(by_key["mask"].keys() - by_key["image"].keys()):
+    for name in sorted(masks_of.keys() - image_of.keys()):
         problems.add("mask without a picture", name)
+
+    several = [len(masks) for masks in masks_of.values() if len(masks) > 1]
+    if several:
+        notes.append(f"pictures with several masks: {len(several)} ({sum(several)} masks); the target is their union")
 
     said = _read_tables(source, key, problems)
     listed = _read_lists(source)
-    for name in sorted((said.keys() | listed.keys()) - by_key["image"].keys()):
+    for name in sorted((said.keys() | listed.keys()) - image_of.keys()):
         problems.add(WITHOUT_PICTURE, name)
     has_sentences = any(row.get("prompt") for row in said.values())
     cases = []
-    for name in sorted(by_key["image"].keys() & by_key["mask"].keys()):
-        row, image = said.get(name, {}), by_key["image"][name]
-        case = Case(name, image, by_key["mask"][name], prompt=row.get("prompt"))
+    for name in sorted(image_of.keys() & masks_of.keys()):
+        row, image = said.get(name, {}), image_of[name]
+        case = Case(name, image, masks_of[name], prompt=row.get("prompt"))
         folder_split = _split_of(image)
         case.split = row.get("split") or listed.get(name) or folder_split
         # A validation part is often drawn from the folder that was published as training.
@@ -240,6 +251,11 @@ def _stem(path: str) -> str:
     return MASK_AFFIX.sub("", _bare_name(path)).strip()
 
 
+def _number(path: str) -> str | None:
+    match = MASK_AFFIX.search(_bare_name(path))
+    return match and match["number"]
+
+
 def _long_key(path: str) -> str:
     """The stem after all folders that say neither "pictures", "masks" nor a split."""
     folders = [
@@ -268,8 +284,8 @@ def _all_unique(names: Iterable[str]) -> bool:
     return max(Counter(names).values()) == 1
 
 
-def _index(paths: list[str], key, kind: str, problems: Problems) -> dict[str, str]:
-    by_key: dict[str, str] = {}
+def _index(paths: list[str], key, kind: str, problems: Problems) -> dict:
+    by_key: dict = {}
     for path in paths:
         if key(path) in by_key:
             problems.add(kind, f"{by_key[key(path)]} and {path}")

@@ -27,11 +27,17 @@ def add_command(commands) -> None:
     action.add_argument("--source", required=True, help="folder that holds the files, zip archives included")
     action.add_argument("--output", required=True, help="folder to write; must not exist")
     action.add_argument("--split", help="which published split, where there are several (see `tamiseg data list`)")
-    action.add_argument("--split-by", choices=("patient", "study"), help="draw anew, no patient on two sides")
+    action.add_argument(
+        "--split-by",
+        choices=("patient", "study", "look"),
+        help="draw anew with none of them on two sides; look: neither patients nor pictures that look alike",
+    )
     action.add_argument("--seed", type=int, default=0, help="of drawn splits")
     action.add_argument("--partial", action="store_true", help="accept other counts than the published ones")
     action.add_argument("--num-labels", type=int, default=2, help="classes in the masks, background included")
-    action.add_argument("--window", type=_window, help="CENTER,WIDTH or auto: how more than 8 bits become grey")
+    action.add_argument(
+        "--window", type=_window, help="=CENTER,WIDTH (--window=-600,1500) or =auto: how more than 8 bits become grey"
+    )
     action.add_argument("--patient-pattern", help="regular expression whose first group, in a name, is the patient")
     action.add_argument("--sentences", help="write missing sentences from the masks: lung, polyp or nuclei")
     action.set_defaults(run=prepare_set)

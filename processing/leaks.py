@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -48,13 +48,16 @@ class Trace:
 
 def trace(image: Image.Image, split: str, name: str, patient=None, study=None, sentence=None) -> Trace:
     """Takes the trace of one row; `image` is RGB or L."""
+    pixels = hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()
+    sentence = normalize_prompt(sentence)
+    return Trace(split, name, patient, study, sentence and sentence.lower(), pixels, look_of(image))
+
+
+def look_of(image: Image.Image) -> np.ndarray:
+    """The perceptual hash of a picture (RGB or L) -> bool (256,)."""
     import imagehash
 
-    grey = image.convert("L")
-    pixels = hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()
-    look = imagehash.phash(grey, hash_size=HASH_SIDE).hash.ravel()
-    sentence = normalize_prompt(sentence)
-    return Trace(split, name, patient, study, sentence and sentence.lower(), pixels, look)
+    return imagehash.phash(image.convert("L"), hash_size=HASH_SIDE).hash.ravel()
 
 
 def trace_rows(rows: Sequence[dict], split: str) -> list[Trace]:
@@ -102,10 +105,39 @@ def find_leaks(traces: Iterable[Trace]) -> dict:
     }
 
 
+def find_families(looks: Sequence[np.ndarray], known: Sequence[Sequence[str | None]]) -> np.ndarray:
+    """Groups that no split may part: of pictures that look alike, of one patient or study, and what these connect.
+
+    Args:
+        looks: of each case bool (pictures, 256), see `look_of`.
+        known: of each case its patient and its study, None where unknown.
+
+    Returns:
+        A number for each case, int (cases,), the same for those of one group.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    owners = np.repeat(np.arange(len(looks)), [len(one) for one in looks])
+    # Equal looks are compared once: of volumes, hundreds of slices are black.
+    distinct, which = np.unique(np.concatenate(looks), axis=0, return_inverse=True)
+    first_with: dict[tuple, int] = {}
+    ties = [(case, first_with.setdefault(("look", look), case)) for case, look in zip(owners, which, strict=True)]
+    ties += [(first_with["look", a], first_with["look", b]) for a, b, _ in _near(distinct, distinct)]
+    for case, values in enumerate(known):
+        named = [(kind, value) for kind, value in enumerate(values) if value is not None]
+        ties += [(case, first_with.setdefault(key, case)) for key in named]
+    ends = np.array(ties, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(ties)), tuple(ends)), shape=(len(looks), len(looks)))
+    return connected_components(graph, directed=False)[1]
+
+
 def leak_table(report: dict) -> str:
     """The report as a Markdown table: "2 (4 + 3 rows, 2.50 % of test)" are 2 shared ones, in 4 rows of the first split
     and 3 of the second."""
     columns = list(dict.fromkeys(tuple(pair["splits"]) for pair in report["pairs"]))
+    if not columns:
+        return "There is one split only: nothing to compare."
     lines = [
         "| same | " + " | ".join(" and ".join(column) for column in columns) + " |",
         "|---|" + "---|" * len(columns),
@@ -133,11 +165,16 @@ def _shared(first: list[Trace], second: list[Trace], attribute: str) -> tuple[se
 
 def _near_pairs(first: list[Trace], second: list[Trace]) -> list[list]:
     """[name, name, differing bits] of the pairs that look alike, equal pictures included."""
-    looks = [np.array([t.look for t in part], dtype=np.float32) for part in (first, second)]
-    found = []
-    for start in range(0, len(first), 1024):  # 1024 x 10,000 distances at a time
-        block = looks[0][start : start + 1024]
-        bits = block.sum(axis=1)[:, None] + looks[1].sum(axis=1)[None] - 2 * block @ looks[1].T
-        for row, column in np.argwhere(bits <= NEAR):
-            found.append([first[start + row].name, second[column].name, int(bits[row, column])])
+    looks = (np.array([t.look for t in part]) for part in (first, second))
+    found = [[first[row].name, second[column].name, bits] for row, column, bits in _near(*looks)]
     return sorted(found, key=lambda pair: pair[2])
+
+
+def _near(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Row of the first, row of the second, differing bits, of all looks that are near."""
+    first, second = first.astype(np.float32), second.astype(np.float32)
+    for start in range(0, len(first), 1024):  # 1024 x 10,000 distances at a time
+        block = first[start : start + 1024]
+        bits = block.sum(axis=1)[:, None] + second.sum(axis=1)[None] - 2 * block @ second.T
+        for row, column in np.argwhere(bits <= NEAR):
+            yield start + int(row), int(column), int(bits[row, column])

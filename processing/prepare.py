@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import tempfile
 from collections import Counter
@@ -25,13 +26,14 @@ import numpy as np
 from .builders import NAMED_SETS, SPLITS, WITHOUT_PICTURE, Case, NamedSet, Problems, pair_files
 from .data import fingerprint, stream_rows
 from .image_processing_tamiseg import IGNORE_INDEX
-from .leaks import Trace, find_leaks, leak_table, trace
+from .leaks import HASH_SIDE, NEAR, Trace, find_families, find_leaks, leak_table, look_of, trace
 from .sentences import STYLES, WORDINGS, describe, write
-from .slices import dicom_identity, read_images, read_masks
+from .slices import dicom_identity, read_images, read_masks, unite
 from .sources import Source
 
 
 SHARES = {"validation": 0.1, "test": 0.1}  # of a folder that says nothing of splits
+GROUPS = ("patient", "study", "look")  # by which splits are drawn
 ROWS_PER_GROUP = 100  # what several readers of a stream share among them
 LEAK_WORDS = (
     "Equal pictures by the hash of their pixels, near pictures by at most {near} of 256 bits of a perceptual hash; "
@@ -45,7 +47,7 @@ class Plan:
     """What `prepare` can be told beyond where the files are."""
 
     split: str | None = None  # which published split; None is the first
-    split_by: str | None = None  # draw anew with whole patients or studies on one side
+    split_by: str | None = None  # draw anew with whole patients or studies, or also all alike pictures, on one side
     seed: int = 0  # of drawn splits
     partial: bool = False  # take other counts than the published ones
     num_labels: int = 2  # classes of the masks, background included
@@ -54,8 +56,8 @@ class Plan:
     sentences: str | None = None  # style of the sentences to write from the masks where there are none
 
     def __post_init__(self):
-        if self.split_by not in (None, "patient", "study"):
-            raise ValueError(f"a split is drawn by patient or by study, not by '{self.split_by}'.")
+        if self.split_by not in (None, *GROUPS):
+            raise ValueError(f"a split is drawn by {', '.join(GROUPS)}, not by '{self.split_by}'.")
         if self.sentences not in (None, *STYLES):
             raise ValueError(f"there is no style '{self.sentences}' of sentences: choose one of {', '.join(STYLES)}.")
         if self.patient_pattern is not None:
@@ -96,6 +98,11 @@ def prepare(name: str, source: str | Path, output: str | Path, plan: Plan | None
         notes.append(f"{len(problems.found.pop(WITHOUT_PICTURE))} names in tables or lists have no picture")
     if plan.patient_pattern is not None:
         found = [re.search(plan.patient_pattern, case.name) for case in cases]
+        if not any(found):
+            raise ValueError(
+                f"the pattern '{plan.patient_pattern}' is found in no name, the first is '{cases[0].name}': mend the "
+                "pattern."
+            )
         cases = [replace(case, patient_id=m[1] if m else None) for case, m in zip(cases, found, strict=True)]
     for case in cases:
         if case.image.lower().endswith(".dcm"):
@@ -104,6 +111,8 @@ def prepare(name: str, source: str | Path, output: str | Path, plan: Plan | None
         elif case.image.lower().endswith((".nii", ".nii.gz")):
             case.study_id = case.study_id or case.name  # the slices of a volume are one study
     if not problems.found:
+        if plan.split_by == "look":
+            notes.append(_find_looks(files, cases, plan))
         assign_splits(cases, named, plan, notes)
     log = output.with_name(output.name + ".problems.txt")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +146,7 @@ def prepare(name: str, source: str | Path, output: str | Path, plan: Plan | None
 def assign_splits(cases: list[Case], named: NamedSet | None, plan: Plan, notes: list[str]) -> None:
     """Gives each case its split: as published or as the folders say, otherwise drawn.
 
-    Draws go by patient where patients are known (by study if the plan says so), from the plan's seed. Where only some
+    Draws go by patient where patients are known (or by what the plan says), from the plan's seed. Where only some
     patients are known, the rows of unknown ones stay in train, because nobody can show that they are others.
 
     Raises:
@@ -223,9 +232,36 @@ def _draw(cases: list[Case], wanted: dict[str, int], plan: Plan) -> str:
             left[split] -= len(groups[group])
         for case in groups[group]:
             case.split = split
-    unknown = len(cases) - len(known)
-    return f"{' and '.join(wanted)} drawn by {by} with seed {plan.seed}" + (
-        f"; {unknown} pictures of unknown {by} stay in train" if unknown else ""
+    done = f"{' and '.join(wanted)} drawn by {by} with seed {plan.seed}"
+    if unknown := len(cases) - len(known):
+        done += f"; {unknown} pictures of unknown {'patient' if by == 'look' else by} stay in train"
+    for split, count in wanted.items():
+        if left[split] == count:
+            done += f"; {split} got none, because there are too few pictures, or too many in one group"
+    return done
+
+
+def _find_looks(files: Source, cases: list[Case], plan: Plan) -> str:
+    """Gives each case the group that it looks alike with, its patient and study included. Returns what was found."""
+    from tqdm import tqdm
+
+    looks = []
+    for case in tqdm(cases, desc="comparing", unit="picture", mininterval=2, disable=len(cases) < 100):
+        try:
+            slices = read_images(case.image, files.read(case.image), plan.window)
+        except ValueError:  # said when its row is read
+            slices = []
+        looks.append(np.array([look_of(one.image) for one in slices], dtype=bool).reshape(-1, HASH_SIDE**2))
+    families = find_families(looks, [(case.patient_id, case.study_id) for case in cases])
+    first: dict[int, str] = {}
+    known = {family for family, case in zip(families, cases, strict=True) if case.patient_id is not None}
+    for family, case in zip(families, cases, strict=True):
+        if not known or family in known:
+            case.look_id = first.setdefault(family, case.name)
+    sizes = np.bincount(families)
+    return (
+        f"pictures that look alike (at most {NEAR} of {HASH_SIDE**2} bits of a perceptual hash differ) or are of one "
+        f"patient or study are kept together: {len(sizes)} groups, the largest of {sizes.max()}"
     )
 
 
@@ -278,21 +314,29 @@ def _read_case(files: Source, case: Case, plan: Plan, problems: Problems, facts:
     except ValueError as error:
         problems.add("unusable picture", f"'{case.image}' {error}")
         return []
-    try:
-        size = slices[0].image.size
-        masks = read_masks(case.mask, files.read(case.mask), plan.num_labels, size, may_cut=named is not None)
-    except ValueError as error:
-        problems.add("unusable mask", f"'{case.mask}' {error}")
+    if len(case.masks) > 1 and plan.num_labels > 2:
+        problems.add("picture with several masks, which only sets of two classes may have", case.name)
         return []
-    if len(slices) != len(masks):
-        problems.add("volume of another number of slices than its mask", case.name)
-        return []
-    rows = []
-    for index, (one, mask) in enumerate(zip(slices, masks, strict=True)):
-        if one.image.size != mask.image.size:
-            sizes = " and ".join(f"{image.width}x{image.height}" for image in (one.image, mask.image))
-            problems.add("mask of another size than its picture", f"{case.name}: {sizes}")
+    masks = []
+    for path in case.masks:
+        try:
+            found = read_masks(
+                path, files.read(path), plan.num_labels, slices[0].image.size, may_cut=named is not None
+            )
+        except ValueError as error:
+            problems.add("unusable mask", f"'{path}' {error}")
             return []
+        if len(found) != len(slices):
+            problems.add("volume of another number of slices than its mask", case.name)
+            return []
+        sizes = [f"{image.width}x{image.height}" for image in (slices[0].image, found[0].image)]
+        if sizes[0] != sizes[1]:
+            problems.add("mask of another size than its picture", f"{case.name}: {' and '.join(sizes)}")
+            return []
+        masks.append(found)
+    rows = []
+    for index, (one, *parts) in enumerate(zip(slices, *masks, strict=True)):
+        mask = unite(parts)
         ids = np.asarray(mask.image)
         target = (ids > 0) & (ids != IGNORE_INDEX)
         name = case.name if len(slices) == 1 else f"{case.name}_{index:04d}"
@@ -326,8 +370,9 @@ def _command(name: str, plan: Plan) -> str:
     for one in fields(plan):
         value = getattr(plan, one.name)
         if value != one.default:
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-            words.append(f"--{one.name.replace('_', '-')}" + ("" if value is True else f" {shown}"))
+            shown = ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else value
+            # With "=", because a window may begin with a minus.
+            words.append(f"--{one.name.replace('_', '-')}" + ("" if value is True else f"={shlex.quote(str(shown))}"))
     return " ".join(words)
 
 

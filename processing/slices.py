@@ -21,8 +21,8 @@ from .sources import MAX_FILE_BYTES
 
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")  # what browsers, `datasets` and Pillow all show
 NEEDS_WINDOW = (
-    "holds more than 8 bits: say how they become grey with --window CENTER,WIDTH (CT lung: -600,1500 Hounsfield "
-    "units; only a DICOM or NIfTI file knows these units), or --window auto for the 0.5-99.5 percentile"
+    "holds more than 8 bits: say how they become grey with --window=CENTER,WIDTH (CT lung: --window=-600,1500, in "
+    "Hounsfield units, which only a DICOM or NIfTI file knows), or --window=auto for the 0.5-99.5 percentile"
 )
 
 
@@ -112,6 +112,16 @@ def read_masks(
     return [MaskSlice(mask, content if opened.format == "PNG" else encode(mask))]
 
 
+def unite(masks: list[MaskSlice]) -> MaskSlice:
+    """One mask of several that show parts of one target: what any of them names is the target."""
+    if len(masks) == 1:
+        return masks[0]
+    ids = np.stack([np.asarray(mask.image) for mask in masks])
+    # A pixel to ignore is one that no mask names and some mask leaves open.
+    united = Image.fromarray(np.where((ids == 1).any(axis=0), 1, ids.max(axis=0)).astype(np.uint8))
+    return MaskSlice(united, encode(united), cut=any(mask.cut for mask in masks))
+
+
 def open_picture(content: bytes) -> Image.Image:
     """Opens and decodes; a ValueError says what is wrong with the file."""
     if not content:
@@ -190,7 +200,12 @@ def _dicom_values(content: bytes):
     try:
         header = pydicom.dcmread(io.BytesIO(content))
         return apply_modality_lut(pixel_array(header), header), header
-    except (pydicom.errors.InvalidDicomError, AttributeError, RuntimeError, ValueError, KeyError) as error:
+    except RuntimeError as error:  # pydicom knows the compression, but no decoder for it works here
+        raise ValueError(
+            f"is compressed as {header.file_meta.TransferSyntaxUID.name}, which nothing installed can decode: export "
+            "it uncompressed, or for JPEG pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+        ) from error
+    except (pydicom.errors.InvalidDicomError, AttributeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"cannot be read as DICOM ({reason}): export it uncompressed, or as PNG") from error
 

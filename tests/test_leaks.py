@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from processing.command_line import main
-from processing.leaks import NEAR, find_leaks, leak_table, trace
+from processing.leaks import NEAR, find_families, find_leaks, leak_table, look_of, trace
 
 
 def picture(seed: int) -> Image.Image:
@@ -65,6 +65,17 @@ def test_a_blurred_or_mirrored_picture():
     mirrored = picture(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     far = [trace(picture(0), "train", "a"), trace(mirrored, "test", "b")]
     assert pair(find_leaks(far), "near picture")["shared"] == 0
+
+
+def test_families_are_connected_by_looks_and_by_names():
+    looks = [np.array([look_of(picture(seed))]) for seed in (0, 1, 2, 3, 4)]
+    looks[1] = np.concatenate([looks[1], looks[0]])  # a volume, one slice of which is picture 0
+    looks.append(np.array([look_of(saved_again(picture(4)))]))
+    looks.append(np.zeros((0, 256), dtype=bool))  # a picture that cannot be read
+    known = [("p1", None), (None, None), ("p1", None), (None, "s1"), ("p2", "s1"), (None, None), (None, None)]
+    families = find_families(looks, known).tolist()
+    assert families[0] == families[1] == families[2] and families[3] == families[4] == families[5]
+    assert len(set(families)) == 3
 
 
 def test_unknown_is_not_zero():

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import stat
 import zipfile
@@ -20,10 +22,12 @@ from processing.builders import NAMED_SETS, Problems, pair_files
 from processing.command_line import main
 from processing.data import fingerprint, load_rows
 from processing.prepare import Plan, prepare
+from processing.slices import NEEDS_WINDOW, encode
 from processing.sources import Source
 
 
 SIZE = (40, 32)
+BLANK = encode(Image.new("L", (6, 6), 0))
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +51,9 @@ def save(path: Path, image: Image.Image, **options) -> None:
     image.save(path, **options)
 
 
-def write_xlsx(path: Path, rows: list[tuple], header=("Image", "Description")) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_xlsx(path: Path | io.BytesIO, rows: list[tuple], header=("Image", "Description")) -> None:
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     book = openpyxl.Workbook()
     for row in (header, *rows):
         book.active.append(row)
@@ -145,6 +150,59 @@ def test_mosmed_by_slice_and_by_study(tmp_path):
     assert sum(again["counts"].values()) == 16
     assert all(pair["shared"] == 0 for pair in again["leaks"]["pairs"] if pair["kind"] in ("study", "patient"))
     assert "by study with seed 1" in (tmp_path / "studies" / "README.md").read_text()
+
+
+def noise_png(generator: np.random.Generator) -> bytes:
+    return encode(Image.fromarray(generator.integers(0, 256, (6, 6), dtype=np.uint8)))
+
+
+def write_mosmed_full(archive: zipfile.ZipFile) -> None:
+    """2183 / 273 / 273 slices in LViT's layout."""
+    generator = np.random.default_rng(0)
+    for part, count in (("Train", 2183), ("Val", 273), ("Test", 273)):
+        names = [f"Morozov_study_{len(part) * 100 + number // 40:04}_{number}.png" for number in range(count)]
+        for name in names:
+            archive.writestr(f"{part}_Folder/img/{name}", noise_png(generator))
+            archive.writestr(f"{part}_Folder/labelcol/{name}", BLANK)
+        book = io.BytesIO()
+        write_xlsx(book, [(name, sentence(number)) for number, name in enumerate(names)])
+        archive.writestr(f"{part}_Folder/{part}_text.xlsx", book.getvalue())
+
+
+def write_kvasir_full(archive: zipfile.ZipFile) -> None:
+    """1000 frames, without a list."""
+    generator = np.random.default_rng(0)
+    for number in range(1000):
+        archive.writestr(f"Kvasir-SEG/images/cju{number:022}.png", noise_png(generator))
+        archive.writestr(f"Kvasir-SEG/masks/cju{number:022}.png", BLANK)
+
+
+def write_kvasir_900_full(archive: zipfile.ZipFile) -> None:
+    """900 and 100 frames in folders of their own."""
+    generator = np.random.default_rng(0)
+    for number in range(1000):
+        images, masks = ("TrainDataset/image", "TrainDataset/masks")
+        if number >= 900:
+            images, masks = ("TestDataset/Kvasir/images", "TestDataset/Kvasir/masks")
+        archive.writestr(f"{images}/cju{number:022}.png", noise_png(generator))
+        archive.writestr(f"{masks}/cju{number:022}.png", BLANK)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "write", "counts"),
+    [
+        ("mosmeddata-plus", None, write_mosmed_full, (2183, 273, 273)),
+        ("kvasir-seg", None, write_kvasir_full, (800, 80, 120)),
+        ("kvasir-seg", "900-100", write_kvasir_900_full, (810, 90, 100)),
+        ("kvasir-seg", "800-100-100", write_kvasir_full, (800, 100, 100)),
+    ],
+)
+def test_published_counts_in_full(tmp_path, name, split, write, counts):
+    """Every row of the published set, with small pictures; no `partial`."""
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        write(archive)
+    done = prepare(name, tmp_path / "set.zip", tmp_path / "out", Plan(split=split))
+    assert done["counts"] == dict(zip(("train", "validation", "test"), counts, strict=True))
 
 
 def write_kvasir(folder: Path, count: int = 10, lists: bool = True) -> None:
@@ -305,6 +363,8 @@ def test_folder_split_by_patient(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "seed 3" in card and "--patient-pattern" in card and str(tmp_path) not in card
     assert fingerprint(load_rows(str(tmp_path / "out"), "train")) in card
+    with pytest.raises(ValueError, match="is found in no name, the first is 'p0_0'"):
+        prepare("folder", tmp_path / "source", tmp_path / "again", Plan(patient_pattern="^(x)"))
     with pytest.raises(ValueError, match="no study is known of any picture"):
         prepare("folder", tmp_path / "source", tmp_path / "again", Plan(split_by="study"))
 
@@ -315,7 +375,7 @@ def test_folder_split_by_patient(tmp_path):
         ({"patient_pattern": "p[0-9]+"}, "has no group"),
         ({"patient_pattern": "(p"}, "is no regular expression"),
         ({"sentences": "heart"}, "no style 'heart'"),
-        ({"split_by": "weekday"}, "by patient or by study"),
+        ({"split_by": "weekday"}, "by patient, study, look, not by 'weekday'"),
     ],
 )
 def test_wishes_that_cannot_be_met(wish, words):
@@ -341,10 +401,77 @@ def test_repeated_names_in_patient_folders(tmp_path):
         save(tmp_path / "source" / patient / "images" / "001.png", image)
         save(tmp_path / "source" / patient / "masks" / "001.png", mask)
     cases = pair_files(Source(tmp_path / "source"), Problems(), [])
-    assert [(case.name, case.mask) for case in cases] == [
-        ("anna/001", "anna/masks/001.png"),
-        ("ben/001", "ben/masks/001.png"),
+    assert [(case.name, case.masks) for case in cases] == [
+        ("anna/001", ["anna/masks/001.png"]),
+        ("ben/001", ["ben/masks/001.png"]),
     ]
+
+
+def write_busi(folder: Path) -> None:
+    """As from its owners: a folder for each kind, masks beside pictures, some with a second or third mask."""
+    for kind, count in (("benign", 12), ("malignant", 6), ("normal", 4)):
+        for number in range(1, count + 1):
+            image, mask = draw(number + 100 * len(kind))
+            place = folder / "Dataset_BUSI_with_GT" / kind
+            save(place / f"{kind} ({number}).png", image)
+            save(place / f"{kind} ({number})_mask.png", mask if kind != "normal" else Image.new("L", SIZE, 0))
+    for extra, box in (("_mask_1", [0, 0, 2, 2]), ("_mask_2", [36, 28, 39, 31])):
+        part = Image.new("1", SIZE, 0)
+        ImageDraw.Draw(part).rectangle(box, fill=1)
+        save(folder / "Dataset_BUSI_with_GT" / "benign" / f"benign (4){extra}.png", part)
+
+
+def test_numbered_masks_are_one_target(tmp_path):
+    write_busi(tmp_path / "source")
+    done = prepare("folder", tmp_path / "source", tmp_path / "out")
+    assert sum(done["counts"].values()) == 22
+    assert "pictures with several masks: 1 (3 masks); the target is their union" in done["notes"]
+    masks = {row["name"]: np.asarray(row["mask"]) > 0 for part in rows_of(tmp_path / "out").values() for row in part}
+    expected = np.asarray(draw(604)[1]) > 0
+    expected[:3, :3] = expected[28:, 36:] = True
+    np.testing.assert_array_equal(masks["benign (4)"], expected)
+    assert not masks["normal (1)"].any()
+    assert "1 (3 masks)" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(ValueError, match="1 picture with several masks, which only sets of two classes"):
+        prepare("folder", tmp_path / "source", tmp_path / "more", Plan(num_labels=3))
+
+
+def test_what_united_masks_leave_open_is_ignored(tmp_path):
+    parts = [np.zeros((2, 3), np.uint8), np.zeros((2, 3), np.uint8)]
+    parts[0][0], parts[1][0] = (1, 255, 255), (0, 1, 0)
+    for number, part in enumerate(parts):
+        save(tmp_path / "source" / f"a_mask_{number}.png", Image.fromarray(part))
+    save(tmp_path / "source" / "a.png", Image.new("L", (3, 2)))
+    prepare("folder", tmp_path / "source", tmp_path / "out")
+    assert np.asarray(rows_of(tmp_path / "out")["train"][0]["mask"]).tolist() == [[1, 1, 255], [0, 0, 0]]
+
+
+def test_split_by_look_keeps_alike_pictures_together(tmp_path):
+    """Picture 0 was saved again for three other patients, and one without; nobody else looks alike."""
+    for number in range(30):
+        image, mask = draw(0 if number in (8, 13, 18) else number)
+        image = image.point(lambda value: min(255, value + 2)) if number == 13 else image
+        save(tmp_path / "source" / "images" / f"p{number // 2}_{number}.png", image)
+        save(tmp_path / "source" / "masks" / f"p{number // 2}_{number}.png", mask)
+    for name, drawn_as in (("unknown_0", 0), ("unknown_1", 99)):
+        save(tmp_path / "source" / "images" / f"{name}.png", draw(drawn_as)[0])
+        save(tmp_path / "source" / "masks" / f"{name}.png", draw(drawn_as)[1])
+    by = {
+        way: prepare("folder", tmp_path / "source", tmp_path / way, Plan(patient_pattern=r"^(p\d+)_", split_by=way))
+        for way in ("patient", "look")
+    }
+    shared = {
+        way: {kind: sum(p["shared"] for p in done["leaks"]["pairs"] if p["kind"] == kind) for kind in LOOKED_AT}
+        for way, done in by.items()
+    }
+    assert shared["patient"]["patient"] == 0 < shared["patient"]["near picture"]
+    assert set(shared["look"].values()) == {0}
+    assert all(by["look"]["counts"].values())
+    assert any("the largest of 9" in note for note in by["look"]["notes"])  # four patients of two, and the unknown one
+    assert any("look with seed 0; 1 pictures of unknown patient stay in train" in note for note in by["look"]["notes"])
+
+
+LOOKED_AT = ("patient", "picture", "near picture")
 
 
 def write_dicom(path: Path, hounsfield: np.ndarray, patient: str, window: tuple[int, int] | None) -> None:
@@ -384,7 +511,33 @@ def test_dicom_is_windowed_and_keeps_its_spacing(tmp_path):
     done = prepare("folder", tmp_path / "source", tmp_path / "narrow", Plan(window=(0, 100)))
     narrow = datasets.load_dataset("parquet", data_files=str(tmp_path / "narrow" / "train-*.parquet"), split="train")
     assert (np.asarray(narrow[0]["image"])[0] == 0).sum() > (shown == 0).sum()
-    assert "--window 0,100" in (tmp_path / "narrow" / "README.md").read_text() and done["counts"]
+    assert "--window=0,100" in (tmp_path / "narrow" / "README.md").read_text()
+    assert "validation got none, because there are too few pictures" in done["notes"][0]
+    assert "There is one split only" in (tmp_path / "narrow" / "README.md").read_text()
+
+
+def test_compressed_dicom(tmp_path):
+    """RLE needs nothing more; JPEG-LS does, and it is said what."""
+    from pydicom import dcmread
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGLSLossless, RLELossless
+
+    ramp = np.tile(np.linspace(-1024, 400, SIZE[0]).round(), (SIZE[1], 1)).astype(int)
+    for name in ("plain", "rle"):
+        write_dicom(tmp_path / "source" / "images" / f"{name}.dcm", ramp, name, (-600, 1500))
+        save(tmp_path / "source" / "masks" / f"{name}.png", draw(0)[1])
+    path = tmp_path / "source" / "images" / "rle.dcm"
+    header = dcmread(path)
+    header.compress(RLELossless)
+    header.save_as(path)
+    assert prepare("folder", tmp_path / "source", tmp_path / "out")["counts"] == {"train": 2}
+    pictures = [np.asarray(row["image"]) for row in rows_of(tmp_path / "out")["train"]]
+    np.testing.assert_array_equal(*pictures)
+    header.file_meta.TransferSyntaxUID, header.PixelData = JPEGLSLossless, encapsulate([b"\xff\xd8 no decoder"])
+    header.save_as(path)
+    words = "rle.dcm' is compressed as JPEG-LS Lossless.* or for JPEG pip install pylibjpeg pylibjpeg-libjpeg"
+    with pytest.raises(ValueError, match=words):
+        prepare("folder", tmp_path / "source", tmp_path / "again")
 
 
 def test_nifti_volume_becomes_slices(tmp_path):
@@ -445,7 +598,18 @@ MISTAKES = {
     "broken picture": (lambda s: truncate(s / "images" / "p0_0.png"), "'images/p0_0.png' cannot be decoded"),
     "16-bit slice": (
         lambda s: save(s / "images" / "p0_0.png", Image.fromarray(np.full((SIZE[1], SIZE[0]), 2000, dtype=np.uint16))),
-        "'images/p0_0.png' holds more than 8 bits: say how they become grey with --window CENTER,WIDTH",
+        "'images/p0_0.png' holds more than 8 bits: say how they become grey with --window=CENTER,WIDTH",
+    ),
+    "16-bit CT slice": (
+        lambda s: (
+            write_dicom(s / "images" / "ct.dcm", np.zeros((SIZE[1], SIZE[0]), dtype=int), "p9", None)
+            or save(s / "masks" / "ct.png", draw(0)[1])
+        ),
+        "'images/ct.dcm' holds more than 8 bits: say how they become grey with --window=CENTER,WIDTH",
+    ),
+    "double mask": (
+        lambda s: save(s / "masks" / "p0_0.png", draw(0)[1]),
+        "1 double mask (masks/p0_0.png and masks/p0_0_mask.png)",
     ),
     "sentence for nobody": (
         lambda s: (s / "t.csv").write_text("name,text\n" + "".join(f"p{n // 4}_{n},x\n" for n in range(7))),
@@ -568,5 +732,14 @@ def test_prepare_prints_counts_leaks_and_the_next_command(tmp_path, capsys):
     assert "train 7, validation 1, test 2" in said and "research and education only" in said
     assert "| near picture |" in said and f"--dataset {tmp_path / 'out'}" in said
     with pytest.raises(SystemExit):
-        main(["data", "prepare", "kvasir-seg", *words, "--window", "wide"])
+        main(["data", "prepare", "kvasir-seg", *words, "--window=wide"])
     assert "write CENTER,WIDTH or auto" in capsys.readouterr().err
+
+
+def test_window_of_the_message_is_taken_as_it_stands(tmp_path):
+    write_dicom(tmp_path / "source" / "images" / "s.dcm", np.zeros((SIZE[1], SIZE[0]), dtype=int), "p", None)
+    save(tmp_path / "source" / "masks" / "s.png", draw(0)[1])
+    (wish,) = re.findall(r"CT lung: (\S+),", NEEDS_WINDOW)
+    where = ["--source", str(tmp_path / "source"), "--output", str(tmp_path / "out")]
+    assert main(["data", "prepare", "folder", *where, wish]) == 0
+    assert f"{wish}`" in (tmp_path / "out" / "README.md").read_text()

@@ -126,18 +126,20 @@ class TAMISegImageProcessor(PilBackend):
             raise ValueError("the mask is coloured: replace each colour by its class id and save it as one channel.")
         mask = mask[..., 0].view(np.uint8) if mask.dtype == bool else mask[..., 0]
 
-        # Most masks are of 8 bits, and counting is five times as quick as sorting.
-        values = np.flatnonzero(Image.fromarray(mask).histogram()) if mask.dtype == np.uint8 else np.unique(mask)
-        if num_labels == 2 and set(values.tolist()) <= {0, 255}:
+        if num_labels == 2 and ((mask == 0) | (mask == 255)).all():
             mask = mask == 255
-        elif unknown := [value for value in values.tolist() if value not in range(num_labels) and value != 255]:
-            remedy = (
-                "make it two-valued first, for example with (mask > 127), and save it as PNG, not JPEG"
-                if num_labels == 2
-                else f"class ids must be below num_labels={num_labels}, or 255 for pixels to ignore"
-            )
-            shown = ", ".join(f"{value:g}" for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-            raise ValueError(f"the mask holds {shown}, which are no class ids: {remedy}.")
+        elif mask.dtype != np.uint8 or mask.max() >= num_labels:  # otherwise all are class ids, as is seen at once
+            # Most masks are of 8 bits, and counting is several times as quick as sorting.
+            values = np.flatnonzero(Image.fromarray(mask).histogram()) if mask.dtype == np.uint8 else np.unique(mask)
+            if unknown := [value for value in values.tolist() if value not in range(num_labels) and value != 255]:
+                remedy = (
+                    "make it two-valued first, for example with (mask > 127), and save it as PNG, not JPEG; or give "
+                    "num_labels, if these are classes"
+                    if num_labels == 2
+                    else f"class ids must be below num_labels={num_labels}, or 255 for pixels to ignore"
+                )
+                shown = ", ".join(f"{value:g}" for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+                raise ValueError(f"the mask holds {shown}, which are no class ids: {remedy}.")
         return Image.fromarray(mask.astype(np.uint8))
 
     def preprocess(
