@@ -198,22 +198,27 @@ def goal_p7():
         with torch.no_grad():
             model.eval().get_image_features(x)
 
-    def step(distiller: SemanticDistiller | None):
+    def step(size: int | None, mixed_precision: bool = False):
         with torch.enable_grad():
-            output = model.train()(x, **text, labels=labels)
-            loss = output.loss
-            if distiller is not None:
-                loss = loss + 0.5 * distiller(output.vision_hidden_states, teacher_tokens=tokens)
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
+                output = model.train()(x, **text, labels=labels)
+                loss = output.loss
+                if size is not None:
+                    loss = loss + 0.5 * distillers[size](output.vision_hidden_states, teacher_tokens=tokens)
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    calls = {"encoder": encoder, "none": lambda: step(None)}
-    calls |= {size: partial(step, distiller) for size, distiller in distillers.items()}
-    seconds = interleaved(calls, rounds=5)
-    yield "without distillation", ratio(seconds, "none", "encoder"), "<=", 4.5
-    yield "teacher features given, projectors of width 512", ratio(seconds, 512, "encoder"), "<=", 4.5
-    yield "teacher features given, the paper's width 2048", ratio(seconds, 2048, "encoder"), "<=", 4.5
+    calls = {
+        "without distillation": partial(step, None),
+        "teacher features given, projectors of width 512": partial(step, 512),
+        "teacher features given, the paper's width 2048": partial(step, 2048),
+        "teacher features given, width 2048, bf16 autocast": partial(step, 2048, mixed_precision=True),
+    }
+    seconds = interleaved({"encoder": encoder, **calls}, rounds=5)
+    for what, call in calls.items():
+        floor = flops(call) / flops(encoder)
+        yield f"{what} ({floor:.2f} times its FLOPs)", ratio(seconds, what, "encoder"), "<=", 4.5
 
 
 def goal_p8():
@@ -386,7 +391,7 @@ def main() -> None:
             met = figure <= goal if sign == "<=" else figure >= goal
             what = f"{GOALS[name].__doc__}: {part}"
             rows.append({"goal": name, "what": what, "figure": figure, "wanted": f"{sign} {goal}", "met": met})
-            print(f"{name:<4}{what:<96}{figure:>9.3f}  {sign} {goal:<6}{'' if met else 'missed'}", flush=True)
+            print(f"{name:<4}{what:<120}{figure:>9.3f}  {sign} {goal:<6}{'' if met else 'missed'}", flush=True)
     if arguments.json:
         command = "python -m tests.benchmarks.bench_inference " + " ".join(sys.argv[1:])
         arguments.json.write_text(json.dumps({"command": command, "machine": machine, "rows": rows}, indent=2) + "\n")
