@@ -183,6 +183,7 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
         image_indices: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
+        vision_hidden_states: tuple[torch.FloatTensor, ...] | None = None,
         **kwargs,
     ) -> TAMISegImageSegmentationOutput:
         """
@@ -200,6 +201,8 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
             labels: int64 `(num_sentences, height, width)`, class ids or `semantic_loss_ignore_index`.
             region: top, left, bottom and right of what `pixel_values` show, in shares of the whole picture, so that
                 "left" keeps its meaning in a tile.
+            vision_hidden_states: from [`get_image_features`] or an earlier output for these very pictures, which are
+                then not encoded again.
 
         Raises:
             ValueError: if both `input_ids` and `text_embeds` are given, or the text is not one row per question.
@@ -208,7 +211,8 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
             raise ValueError("give input_ids or text_embeds, not both.")
         size = tuple(pixel_values.shape[-2:])
 
-        vision_hidden_states = self.get_image_features(pixel_values)
+        if vision_hidden_states is None:
+            vision_hidden_states = self.get_image_features(pixel_values)
 
         if input_ids is not None:
             text_embeds = self.get_text_features(input_ids, attention_mask, token_type_ids)

@@ -144,6 +144,16 @@ def test_many_sentences_per_picture_equal_single_runs_and_read_the_picture_once(
         model(pixel_values, input_ids, image_indices=owners[:2])
 
 
+@torch.no_grad()
+def test_a_picture_that_is_asked_again_is_not_encoded_again(monkeypatch):
+    model, pixel_values = tiny_model(), torch.randn(2, 3, 50, 70)
+    first, second = sentences(4).chunk(2)
+    kept = model(pixel_values, first).vision_hidden_states
+    expected = model(pixel_values, second).logits
+    monkeypatch.setattr(model.vision_encoder, "forward", None)
+    assert torch.equal(model(pixel_values, second, vision_hidden_states=kept).logits, expected)
+
+
 def test_sentences_are_read_once(monkeypatch):
     model, input_ids = tiny_model(), sentences(3)
     mask = torch.tensor([[1] * 6, [0] * 6, [1, 1, 1, 0, 0, 0]])
