@@ -19,8 +19,8 @@ from .prompts import normalize_prompt
 
 
 # Bytes for each pixel of a picture, beside what its tiles take: while they are made (RGB, and normalised in float32),
-# and at most afterwards, for two classes (logits, probabilities, mask, overlay).
-PICTURE_BYTES, ANSWER_BYTES = 20, 56
+# and at most afterwards (logits, probabilities, mask, overlay); more for each class beyond the second.
+PICTURE_BYTES, ANSWER_BYTES, CLASS_BYTES = 20, 64, 12
 UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 SHIPPED_MODEL = Path(__file__).parent.parent / "checkpoints" / "tamiseg-mobile-qata"  # in a checkout
 OVERLAY_COLOUR = (230, 159, 0)  # orange of the Okabe-Ito palette, told apart by colour-blind readers too
@@ -71,6 +71,7 @@ def add_command(commands) -> None:
     )
     command.add_argument(
         "--max_memory",
+        "--max-memory",
         help="as --tile_size, with tiles no larger than keep the whole process within so much memory, such as 2GB "
         "(Linux)",
     )
@@ -347,7 +348,8 @@ def ask(model, processor, images: list, text: dict, tile_size: int | None, room:
 
     if room is not None:
         size = images[0].width * images[0].height
-        if (lacking := ANSWER_BYTES * size - room) > 0:
+        answer_bytes = ANSWER_BYTES + CLASS_BYTES * (model.config.num_labels - 2)
+        if (lacking := answer_bytes * size - room) > 0:
             raise ValueError(f"max_memory is {lacking / 2**20:.0f} MiB too little for this picture's mask: give more.")
         room -= PICTURE_BYTES * size
     pixels = processor(images=images, do_resize=tile_size is None, return_tensors="pt")["pixel_values"]
