@@ -25,6 +25,7 @@ DATA = [
     "scipy>=1.11",
     "tqdm>=4.66",
 ]
+BASELINES = ["einops>=0.8", "monai>=1.5"]
 DEMO = ["gradio>=6.31", "scipy>=1.11"]
 BASELINES = ["einops>=0.8", "monai>=1.5"]
 EXPORT = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.4"]
@@ -48,12 +49,14 @@ setup(
         "pillow>=10.0",
     ],
     extras_require={
+        "baselines": BASELINES,
         "train": TRAIN,
         "data": DATA,
         "demo": DEMO,
         "export": EXPORT,
         "baselines": BASELINES,
         "dev": [
+            *BASELINES,
             *TRAIN,
             *DATA,
             *DEMO,

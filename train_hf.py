@@ -105,7 +105,7 @@ class Arguments:
     # Loss
     teacher: str | None = field(default=None, metadata={"help": "folder or Hub id of the teacher; none, none is used"})
     distillation_weight: float = field(default=0.5, metadata={"help": "weight of the distillation; 0: not computed"})
-    projector_size: int = field(default=2048, metadata={"help": "hidden width of the distillation projectors"})
+    projector_size: int = field(default=2048, metadata={"help": "width of the projectors; at 512 a 7th of their cost"})
     # Optimisation
     epochs: int = field(default=20, metadata={"help": "passes over the training rows"})
     max_steps: int | None = field(default=None, metadata={"help": "stop after so many optimiser steps"})

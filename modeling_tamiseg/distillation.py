@@ -22,7 +22,8 @@ class SemanticDistiller(nn.Module):
         image_size (`tuple[int, int]`): height and width that the teacher sees, multiples of its patches.
         image_mean, image_std, student_mean, student_std (`sequence` of three `float`): normalisation that the teacher
             was trained with, and the one that `pixel_values` carry.
-        projector_size (`int`): hidden width of the projectors; 2048 in the paper.
+        projector_size (`int`): hidden width of the projectors; 2048 in the paper. On the default encoder and 196
+            tokens they take more FLOPs than all the rest of a training step; at 512 a seventh of that.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ import numpy as np
 from .prompts import normalize_prompt
 
 
+# Bytes for each pixel of a picture, beside what its tiles take: while they are made (RGB, and normalised in float32),
+# and at most afterwards (logits, probabilities, mask, overlay); more for each class beyond the second.
+PICTURE_BYTES, ANSWER_BYTES, CLASS_BYTES = 20, 64, 12
+UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 SHIPPED_MODEL = Path(__file__).parent.parent / "checkpoints" / "tamiseg-mobile-qata"  # in a checkout
 OVERLAY_COLOUR = (230, 159, 0)  # orange of the Okabe-Ito palette, told apart by colour-blind readers too
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -64,6 +69,12 @@ def add_command(commands) -> None:
         help="keep the picture's own resolution and go over it in overlapping tiles of this side, which bounds the "
         "memory; for models that were trained at that resolution (others see a reduced picture, as in training)",
     )
+    command.add_argument(
+        "--max_memory",
+        "--max-memory",
+        help="as --tile_size, with tiles no larger than keep the whole process within so much memory, such as 2GB "
+        "(Linux)",
+    )
     command.add_argument("--overwrite", action="store_true", help="also segment what predictions.csv says is done")
     command.set_defaults(run=predict)
 
@@ -76,6 +87,9 @@ def predict(arguments) -> None:
         raise ValueError(f"--batch_size is {arguments.batch_size}: give at least 1.")
     if arguments.tile_size is not None and arguments.tile_size < 128:
         raise ValueError(f"--tile_size is {arguments.tile_size}: give at least 128 pixels.")
+    arguments.max_memory = None if arguments.max_memory is None else num_bytes(arguments.max_memory)
+    if arguments.max_memory is not None and arguments.tile_size is None:
+        arguments.tile_size = 1024
     for image in arguments.image:
         if not Path(image).exists():
             raise ValueError(f"there is no picture '{image}': check the path.")
@@ -101,7 +115,7 @@ def predict_one(arguments) -> None:
     refuse_to_overwrite(pictures, written)
     model, processor = load(arguments.model)
     ((_, image, found, probability),) = segment(
-        model, processor, pictures, arguments.threshold, tile_size=arguments.tile_size
+        model, processor, pictures, arguments.threshold, 1, arguments.tile_size, arguments.max_memory
     )
     if isinstance(image, Exception):
         raise image
@@ -162,7 +176,8 @@ def predict_many(arguments) -> None:
     write_table(table, rows.values())
     if left:
         model, processor = load(arguments.model)
-        results = segment(model, processor, left, arguments.threshold, arguments.batch_size, arguments.tile_size)
+        sizes = arguments.batch_size, arguments.tile_size, arguments.max_memory
+        results = segment(model, processor, left, arguments.threshold, *sizes)
         for picture, image, found, probability in tqdm(results, total=len(left), unit="picture"):
             row = {"image": picture.name, "sentence": picture.sentence or "", **settings, "status": "ok"}
             if isinstance(image, Exception):
@@ -272,13 +287,15 @@ def segment(
     threshold: float,
     batch_size: int = 1,
     tile_size: int | None = None,
+    max_memory: int | None = None,
 ) -> Iterator[tuple]:
     """Segments pictures, those of one sentence together, so that each sentence is read once. In tiles they go one by
-    one, each at its own size.
+    one, each at its own size, and `max_memory` bounds the bytes that the whole process takes.
 
     Yields:
         The picture, its image (PIL, RGB), found (bool (height, width)) and the probability that there is anything but
-        background (float32 (height, width)); for a picture that cannot be read, the error stands for the image.
+        background (float32 (height, width)); for a picture that cannot be read, or needs more memory, the error stands
+        for the image.
 
     Raises:
         ValueError: a sentence is longer than the text encoder reads.
@@ -286,6 +303,7 @@ def segment(
     import torch
 
     batch_size = batch_size if tile_size is None else 1
+    room = None if max_memory is None else max_memory - resident_memory()
     groups = [
         (sentence, list(group))
         for sentence, group in groupby(
@@ -309,23 +327,50 @@ def segment(
                     yield picture, error, None, None
             if not batch:
                 continue
-            pixels = processor(images=images, do_resize=tile_size is None, return_tensors="pt")["pixel_values"]
             words_of_batch = {key: value.expand(len(batch), *value.shape[1:]) for key, value in text.items()}
-            with torch.no_grad():
-                if tile_size is None:
-                    outputs = model(pixels.to(model.device), **words_of_batch)
-                else:
-                    outputs = model.segment_in_tiles(
-                        pixels.to(model.device), tile_size, tile_size // 4, **words_of_batch
-                    )
-            masks, probabilities = processor.post_process_semantic_segmentation(
-                outputs,
-                target_sizes=[(image.height, image.width) for image in images],
-                threshold=threshold if model.config.num_labels == 2 else None,
-                return_probabilities=True,
-            )
-            for picture, image, mask, probability in zip(batch, images, masks, probabilities, strict=True):
-                yield picture, image, mask.cpu().numpy() > 0, 1 - probability[0].cpu().numpy()
+            try:
+                logits = ask(model, processor, images, words_of_batch, tile_size, room)
+            except ValueError as error:
+                yield from ((picture, error, None, None) for picture in batch)
+                continue
+            # One by one: at their own size, the answers to a batch of large pictures would take gigabytes.
+            for index, (picture, image) in enumerate(zip(batch, images, strict=True)):
+                yield picture, image, *read_answer(processor, logits[index : index + 1], image, threshold)
+
+
+def ask(model, processor, images: list, text: dict, tile_size: int | None, room: int | None):
+    """Logits of a batch at the model's own size, or of one picture at its own, in tiles and `room` bytes.
+
+    Raises:
+        ValueError: the picture needs more room.
+    """
+    import torch
+
+    if room is not None:
+        size = images[0].width * images[0].height
+        answer_bytes = ANSWER_BYTES + CLASS_BYTES * (model.config.num_labels - 2)
+        if (lacking := answer_bytes * size - room) > 0:
+            raise ValueError(f"max_memory is {lacking / 2**20:.0f} MiB too little for this picture's mask: give more.")
+        room -= PICTURE_BYTES * size
+    pixels = processor(images=images, do_resize=tile_size is None, return_tensors="pt")["pixel_values"]
+    pixels = pixels.to(model.device)
+    with torch.no_grad():
+        if tile_size is None:
+            return model(pixels, **text).logits
+        return model.segment_in_tiles(pixels, tile_size, max_memory=room, **text).logits
+
+
+def read_answer(processor, logits, image, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Found (bool) and the probability of anything but background (float32) of one picture at its size."""
+    from types import SimpleNamespace
+
+    (mask,), (probabilities,) = processor.post_process_semantic_segmentation(
+        SimpleNamespace(logits=logits),
+        target_sizes=[(image.height, image.width)],
+        threshold=threshold if logits.shape[1] == 2 else None,
+        return_probabilities=True,
+    )
+    return mask.cpu().numpy() > 0, 1 - probabilities[0].cpu().numpy()
 
 
 def write(image, found, probability, kind: str, mask, overlay=None, probabilities=None) -> None:
@@ -337,7 +382,7 @@ def write(image, found, probability, kind: str, mask, overlay=None, probabilitie
     elif kind == "rle":
         Path(mask).write_text(json.dumps(run_lengths(found)) + "\n")
     else:
-        Image.fromarray((found * 255).astype(np.uint8)).save(mask, format="PNG")
+        Image.fromarray(found * np.uint8(255)).save(mask, format="PNG")
     if overlay:
         pixels = np.asarray(image, dtype=np.float32)
         pixels[found] = 0.55 * pixels[found] + 0.45 * np.array(OVERLAY_COLOUR, dtype=np.float32)
@@ -365,6 +410,23 @@ def run_lengths(found: np.ndarray) -> dict:
     changes = np.flatnonzero(np.diff(flat)) + 1
     edges = np.concatenate([[0], *([[0]] if flat[0] else []), changes, [flat.size]])
     return {"size": list(found.shape), "counts": np.diff(edges).tolist()}
+
+
+def num_bytes(text: str) -> int:
+    """ "2GB", "1.5 GiB" or "800000000" as a number."""
+    number, unit = re.fullmatch(r"([\d.]*)\s*(.*)", text.strip()).groups()
+    try:
+        return int(float(number) * UNITS[unit])
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"'{text}' is no amount of memory: give a number and MB, GB, MiB or GiB, as 2GB.") from error
+
+
+def resident_memory() -> int:
+    """Most bytes that this process has held in memory so far."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        raise ValueError("--max_memory needs Linux, which tells what a process takes: give --tile_size instead.")
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
 def write_table(path: Path, rows, mode: str = "w") -> None:

@@ -2,6 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tamiseg predict`: a mask of the picture's own size, and one sentence with exit code 2 for whatever is wrong."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,7 @@ from PIL import Image
 from modeling_tamiseg import TAMISegForImageSegmentation
 from processing import TAMISegImageProcessor, TAMISegProcessor
 from processing.command_line import main
+from processing.predict import num_bytes
 from tests.test_modeling import tiny_config
 from tests.test_processing import make_tokenizer
 
@@ -77,6 +82,40 @@ def test_tiles_keep_the_pictures_own_resolution(model, tmp_path):
     np.testing.assert_allclose(np.asarray(Image.open(certainty)) / 65535, expected, atol=1e-4)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the flag needs Linux")
+def test_max_memory_bounds_what_the_process_takes(model, tmp_path):
+    picture, mask = tmp_path / "large.png", tmp_path / "mask.png"
+    Image.effect_noise((1500, 1100), 60).save(picture)
+    words = ["predict", str(picture), "--model", str(model), "--text", "left lung", "--output", str(mask)]
+    code = f"""
+import torch
+from processing.command_line import main
+from processing.predict import load, resident_memory
+torch.set_num_threads(1)
+load({str(model)!r})
+bound = resident_memory() + 150 * 2**20
+assert main([*{words}, "--max_memory", str(bound)]) == 0
+assert main([*{words}, "--max_memory", str(bound - 130 * 2**20)]) == 2  # refused, not taken
+bounded = resident_memory()
+assert main([*{words}, "--tile_size", "1504"]) == 0
+print(bound, bounded, resident_memory())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert run.returncode == 0, run.stderr
+    bound, bounded, free = map(int, run.stdout.split()[-3:])
+    assert bounded <= bound < free
+    assert "too little for this picture's mask: give more" in run.stderr
+    assert Image.open(mask).size == (1500, 1100)
+
+
+def test_amounts_of_memory():
+    assert num_bytes("2GB") == num_bytes("2 GB") == num_bytes("2000000000") == 2 * 10**9
+    assert num_bytes("1.5GiB") == 3 * 2**29
+    for words in ("two", "2 TB", "", "1.2.3MB", "-1GB"):
+        with pytest.raises(ValueError, match="no amount of memory"):
+            num_bytes(words)
+
+
 def bad_calls(model, picture, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(picture.read_bytes()[:60])
@@ -99,11 +138,13 @@ def bad_calls(model, picture, tmp_path):
         (good | {"--output": tmp_path / "no" / "m.png"}, "does not exist"),
         (good | {"--threshold": "7"}, "from 0 to 1"),
         (good | {"--tile_size": "8"}, "at least 128"),
+        (good | {"--max_memory": "much"}, "no amount of memory"),
+        (good | {"--max_memory": "1MB"}, "too little"),
         (good | {"--text": "left lung " * 20}, "shorten it"),
     ]
 
 
-@pytest.mark.parametrize("case", range(10))
+@pytest.mark.parametrize("case", range(12))
 def test_bad_input_gets_one_sentence(model, picture, tmp_path, capsys, case):
     call, sentence = bad_calls(model, picture, tmp_path)[case]
     argv = ["predict", str(call.pop("image"))]

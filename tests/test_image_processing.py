@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from processing.image_processing_tamiseg import TAMISegImageProcessor
 
@@ -55,6 +56,36 @@ def test_numbers_by_hand():
     values = TAMISegImageProcessor(do_resize=False)(white, return_tensors="np").pixel_values[0, :, 0, 0]
     by_hand = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
     np.testing.assert_allclose(values, by_hand, rtol=1e-5)
+
+
+@pytest.mark.parametrize("resample", [Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": {"height": 7, "width": 31}},
+        {"size": {"shortest_edge": 16}},
+        {"do_resize": False},
+        {"size": {"height": 9, "width": 9}, "do_center_crop": True, "crop_size": {"height": 6, "width": 11}},
+        {"size": {"height": 30, "width": 30}, "do_rescale": False},
+        {"size": {"height": 30, "width": 30}, "do_normalize": False},
+    ],
+)
+@pytest.mark.parametrize("channels", [0, 3])
+def test_same_numbers_as_the_librarys_own(options, resample, channels):
+    ours = TAMISegImageProcessor(resample=resample, **options)
+    theirs = ViTImageProcessorPil(resample=resample, image_mean=ours.image_mean, image_std=ours.image_std, **options)
+    picture = Image.fromarray(noise(channels=channels))
+    expected = theirs(picture.convert("RGB"), return_tensors="pt").pixel_values
+    found = ours(picture, return_tensors="pt").pixel_values
+    torch.testing.assert_close(found, expected.to(torch.float32))
+    torch.testing.assert_close(ours(picture.convert("RGB"), return_tensors="pt").pixel_values, found, rtol=0, atol=0)
+
+
+def test_normalize_leaves_what_it_is_given(processor):
+    values = noise().transpose(2, 0, 1).astype(np.float32)
+    before = values.copy()
+    processor.normalize(values, [1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
+    assert (values == before).all()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "RGB", "I", "I;16", "F"])

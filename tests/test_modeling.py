@@ -17,7 +17,7 @@ from modeling_tamiseg import (
 )
 from modeling_tamiseg.decoder import convolve_upsampled, upsample
 from modeling_tamiseg.losses import segmentation_loss
-from modeling_tamiseg.tiling import tiles
+from modeling_tamiseg.tiling import SPARE, PeakMemory, tiles
 
 
 TEXT = {
@@ -147,6 +147,16 @@ def test_many_sentences_per_picture_equal_single_runs_and_read_the_picture_once(
         model(pixel_values, input_ids, image_indices=owners[:2])
 
 
+@torch.no_grad()
+def test_a_picture_that_is_asked_again_is_not_encoded_again(monkeypatch):
+    model, pixel_values = tiny_model(), torch.randn(2, 3, 50, 70)
+    first, second = sentences(4).chunk(2)
+    kept = model(pixel_values, first).vision_hidden_states
+    expected = model(pixel_values, second).logits
+    monkeypatch.setattr(model.vision_encoder, "forward", None)
+    assert torch.equal(model(pixel_values, second, vision_hidden_states=kept).logits, expected)
+
+
 def test_sentences_are_read_once(monkeypatch):
     model, input_ids = tiny_model(), sentences(3)
     mask = torch.tensor([[1] * 6, [0] * 6, [1, 1, 1, 0, 0, 0]])
@@ -204,6 +214,47 @@ def test_tiles_give_what_the_whole_picture_gives():
     assert (unaware[..., 300:] - whole[..., 1100:]).abs().max() > 1e-3
     with pytest.raises(ValueError, match="less than half"):
         model.segment_in_tiles(pixel_values, tile_size=64, overlap=32)
+
+
+@torch.no_grad()
+def test_tiles_shrink_to_the_memory_that_is_given(monkeypatch):
+    model = tiny_model(dilations=[1, 2])
+    pixel_values, seen = torch.randn(1, 3, 400, 1201), []
+    read_image = model.decoder.read_image
+    monkeypatch.setattr(
+        model.decoder, "read_image", lambda maps: seen.append(16 * maps[3].shape[-1]) or read_image(maps)
+    )
+    with PeakMemory() as whole:
+        expected = model.segment_in_tiles(pixel_values, tile_size=512).logits
+    assert max(seen) == 512
+    for share in (2, 0.8, 0.6):
+        seen.clear()
+        room = SPARE + int(share * whole.peak)
+        with PeakMemory() as bounded:
+            logits = model.segment_in_tiles(pixel_values, tile_size=512, max_memory=room).logits
+        assert bounded.peak <= room - SPARE and logits.shape == expected.shape
+        assert max(seen) == 512 if share == 2 else 128 <= max(seen) < 512
+        assert torch.equal(logits, expected) == (share == 2)
+    with pytest.raises(ValueError, match="MiB too little for tiles of 128 pixels"):
+        model.segment_in_tiles(pixel_values, max_memory=SPARE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(33, 47), (47, 4096), (4096, 4096)])
+def test_any_size_fits_a_memory(size):
+    vision = {**RESNET, "embedding_size": 4, "hidden_sizes": [4, 4, 8]}  # as quick as can be
+    model = tiny_model(vision=vision, hidden_size=4, num_attention_heads=1, dilations=[1, 2]).fuse_for_inference()
+    pixel_values = torch.randn(1, 3, *size)
+    asked = {"input_ids": sentences(1), "max_memory": 2**29}
+    tiled = model.segment_in_tiles(pixel_values, **asked).logits
+    assert tiled.shape == (1, 2, *size) and tiled.isfinite().all()
+    # The first corner lies in one tile, and further from its cut than the network looks.
+    corner = model(pixel_values[..., :512, :512], input_ids=sentences(1), region=corner_of(size)).logits
+    torch.testing.assert_close(tiled[..., :256, :256], corner[..., :256, :256], atol=1e-4, rtol=0)
+
+
+def corner_of(size):
+    return 0.0, 0.0, min(1.0, 512 / size[0]), min(1.0, 512 / size[1])
 
 
 @pytest.mark.parametrize("size", [(16, 16), (48, 4096), (208, 336)])

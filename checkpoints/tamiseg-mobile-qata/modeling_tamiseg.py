@@ -23,7 +23,7 @@ from .inference import fold_layer
 from .losses import consistency_loss, segmentation_loss
 from .outputs import TAMISegConsistencyPretrainingOutput, TAMISegImageSegmentationOutput
 from .text_encoder import TAMISegTextEncoder, without_pooler
-from .tiling import tiles
+from .tiling import PeakMemory, tile_within, tiles
 from .vision_encoder import TAMISegVisionEncoder
 
 
@@ -41,6 +41,8 @@ CUSTOM_PIPELINES = {
         "type": "multimodal",
     }
 }
+# Side of the tile on which memory is measured: large enough for the maps to count, not the weights.
+PROBE = 256
 
 
 class TAMISegPreTrainedModel(PreTrainedModel):
@@ -181,6 +183,7 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
         image_indices: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
+        vision_hidden_states: tuple[torch.FloatTensor, ...] | None = None,
         **kwargs,
     ) -> TAMISegImageSegmentationOutput:
         """
@@ -198,6 +201,8 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
             labels: int64 `(num_sentences, height, width)`, class ids or `semantic_loss_ignore_index`.
             region: top, left, bottom and right of what `pixel_values` show, in shares of the whole picture, so that
                 "left" keeps its meaning in a tile.
+            vision_hidden_states: from [`get_image_features`] or an earlier output for these very pictures, which are
+                then not encoded again.
 
         Raises:
             ValueError: if both `input_ids` and `text_embeds` are given, or the text is not one row per question.
@@ -206,7 +211,8 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
             raise ValueError("give input_ids or text_embeds, not both.")
         size = tuple(pixel_values.shape[-2:])
 
-        vision_hidden_states = self.get_image_features(pixel_values)
+        if vision_hidden_states is None:
+            vision_hidden_states = self.get_image_features(pixel_values)
 
         if input_ids is not None:
             text_embeds = self.get_text_features(input_ids, attention_mask, token_type_ids)
@@ -250,8 +256,9 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
         self,
         pixel_values: torch.FloatTensor,
         tile_size: int = 1024,
-        overlap: int = 256,
+        overlap: int | None = None,
         input_ids: torch.LongTensor | None = None,
+        max_memory: int | None = None,
         **text,
     ) -> TAMISegImageSegmentationOutput:
         """A picture of any size in memory that the tile bounds: about what `forward` takes for `tile_size` squared,
@@ -263,14 +270,16 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
         Args:
             pixel_values: `(batch_size, 3, height, width)`.
             tile_size: side of a tile in pixels, rounded up to the coarsest stride.
-            overlap: how many pixels neighbours share, less than half a tile.
+            overlap: how many pixels neighbours share, less than half a tile; a quarter of one if left out.
+            max_memory: bytes that this call may take. Tiles are made smaller where they would take more, which is
+                measured on one small tile of the picture.
             input_ids, **text: as in [`forward`].
 
         Returns:
             The output of [`forward`] with `logits` alone.
 
         Raises:
-            ValueError: if the overlap is no less than half a tile.
+            ValueError: if the overlap is no less than half a tile, or `max_memory` is too little for any tile.
         """
         if input_ids is not None:
             masks = {key: text.get(key) for key in ("attention_mask", "token_type_ids")}
@@ -278,23 +287,33 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
             text.pop("token_type_ids", None)
         height, width = pixel_values.shape[-2:]
         padded = self.pad_to_stride(pixel_values)
+        size, stride = padded.shape[-2:], self.config.vision_strides[-1]
         logits = weights = None
-        for rows, columns, weight in tiles(padded.shape[-2:], tile_size, overlap, self.config.vision_strides[-1]):
+        if max_memory is not None:
+            with PeakMemory() as memory:
+                probe = self(padded[..., :PROBE, :PROBE], **text).logits
+            whole = size.numel() * probe.element_size() * (probe[..., 0, 0].numel() + 1)  # logits and weights
+            whole += padded.nbytes if padded is not pixel_values else 0
+            bytes_per_pixel = memory.peak / probe[0, 0].numel()
+            tile_size = tile_within(max_memory - whole, bytes_per_pixel, tile_size, max(size), stride)
+        overlap = tile_size // 4 if overlap is None else overlap
+        for rows, columns, weight in tiles(size, tile_size, overlap, stride):
             region = (
-                rows.start / padded.shape[-2],
-                columns.start / padded.shape[-1],
-                rows.stop / padded.shape[-2],
-                columns.stop / padded.shape[-1],
+                rows.start / size[0],
+                columns.start / size[1],
+                rows.stop / size[0],
+                columns.stop / size[1],
             )
-            output = self(padded[..., rows, columns], region=region, **text)
+            # Only the logits: the encoder's maps would stay until the next tile's are there.
+            tile_logits = self(padded[..., rows, columns], region=region, **text).logits
             if logits is None:
-                logits = output.logits.new_zeros(*output.logits.shape[:2], *padded.shape[-2:])
-                weights = output.logits.new_zeros(padded.shape[-2:])
+                logits = tile_logits.new_zeros(*tile_logits.shape[:2], *size)
+                weights = tile_logits.new_zeros(size)
             weight = weight.to(logits)
-            logits[..., rows, columns] += output.logits * weight
+            logits[..., rows, columns] += tile_logits.mul_(weight)
             weights[rows, columns] += weight
         return TAMISegImageSegmentationOutput(
-            logits=(logits / weights)[..., :height, :width], image_indices=text.get("image_indices")
+            logits=logits.div_(weights)[..., :height, :width], image_indices=text.get("image_indices")
         )
 
 

@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast, how heavy: our goals and what this machine says to them, as one table.
 
-    python -m tests.benchmarks.bench_inference                       # every goal; the reference preset takes minutes
-    python -m tests.benchmarks.bench_inference --goals P1 P5         # some of them
+    python -m tests.benchmarks.bench_inference                       # all of it; the reference preset takes minutes
+    python -m tests.benchmarks.bench_inference --goals P1 P5         # some goals
     python -m tests.benchmarks.bench_inference --profile             # where the time of one prediction goes
-    python -m tests.benchmarks.bench_inference --against tests.benchmarks.rivals:segformer tests.benchmarks.rivals:unet
+    python -m tests.benchmarks.bench_inference --against tests.benchmarks.rivals:unet my_package.my_module:my_factory
 
 Times are medians of ratios between functions that are called in turn, so that a machine whose speed drifts, or that
-others use, still compares like with like. FLOPs count 2 per multiply-add. All weights are random: no figure here
-depends on what they are.
+others use, still compares like with like; with one thread they are processor time, which others lengthen less. FLOPs
+count 2 per multiply-add. All weights are random: no figure here depends on what they are.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -35,24 +36,27 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from modeling_tamiseg import SemanticDistiller, TAMISegConfig, TAMISegForImageSegmentation
 from processing import TAMISegImageProcessor
+from tests.benchmarks import bench_loader
 
 
 SIDE = 256
+RIVALS = [f"tests.benchmarks.rivals:{name}" for name in ("clipseg", "segformer", "unet", "dynunet")]
 WORDS = 20  # tokens of a QaTa-COV19 sentence, about
 
 
 # Measuring
 
 
-def interleaved(functions: dict, rounds: int = 15, warmup: int = 2) -> dict[str, list[float]]:
+def interleaved(functions: dict, rounds: int = 15, warmup: int = 2, clock=None) -> dict[str, list[float]]:
     """Seconds of each function in each round, all of them called in turn."""
+    clock = clock or (time.process_time if torch.get_num_threads() == 1 else time.perf_counter)
     seconds = {name: [] for name in functions}
     for turn in range(warmup + rounds):
         for name, function in functions.items():
-            started = time.perf_counter()
+            started = clock()
             function()
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 
@@ -78,11 +82,13 @@ def peak_activations(function) -> int:
     return peak
 
 
-def peak_memory_of_process(code: str) -> int:
-    """Peak resident bytes of a fresh Python that runs `code`."""
-    measure = code + "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
-    run = subprocess.run([sys.executable, "-c", measure], capture_output=True, text=True, check=True)
-    return int(run.stdout.split()[-1])
+def peak_resident(setup: str, call: str) -> int:
+    """Bytes by which `call` raises the peak of a fresh process that ran `setup` (Linux)."""
+    # Not getrusage: its peak is inherited from the process that starts this one.
+    peak = "int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+    code = f"import torch; torch.set_grad_enabled(False)\n{setup}\nbefore = {peak}\n{call}\nprint({peak} - before)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return 1024 * int(run.stdout.split()[-1])
 
 
 # What is measured
@@ -150,6 +156,14 @@ def goal_p4():
     text = words(model)
     encoder = peak_activations(lambda: model.get_image_features(x))
     yield "allocated", peak_activations(lambda: model(x, **text)) / encoder, "<=", 1.5
+    # At 1024 pixels, where activations are hundreds of megabytes; at 64 first, for what a first call makes.
+    setup = (
+        "from tests.benchmarks.bench_inference import build, pixels, words\n"
+        "model = build().fuse_for_inference(); x, text = pixels(side=1024), words(model)\n"
+        "model(pixels(side=64), **text)"
+    )
+    whole, encoder = (peak_resident(setup, f"model{call}") for call in ("(x, **text)", ".get_image_features(x)"))
+    yield "resident, fresh processes, 1024 px", whole / encoder, "<=", 1.5
 
 
 def goal_p5():
@@ -197,22 +211,27 @@ def goal_p7():
         with torch.no_grad():
             model.eval().get_image_features(x)
 
-    def step(distiller: SemanticDistiller | None):
+    def step(size: int | None, mixed_precision: bool = False):
         with torch.enable_grad():
-            output = model.train()(x, **text, labels=labels)
-            loss = output.loss
-            if distiller is not None:
-                loss = loss + 0.5 * distiller(output.vision_hidden_states, teacher_tokens=tokens)
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
+                output = model.train()(x, **text, labels=labels)
+                loss = output.loss
+                if size is not None:
+                    loss = loss + 0.5 * distillers[size](output.vision_hidden_states, teacher_tokens=tokens)
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    calls = {"encoder": encoder, "none": lambda: step(None)}
-    calls |= {size: partial(step, distiller) for size, distiller in distillers.items()}
-    seconds = interleaved(calls, rounds=5)
-    yield "without distillation", ratio(seconds, "none", "encoder"), "<=", 4.5
-    yield "teacher features given, projectors of width 512", ratio(seconds, 512, "encoder"), "<=", 4.5
-    yield "teacher features given, the paper's width 2048", ratio(seconds, 2048, "encoder"), "<=", 4.5
+    calls = {
+        "without distillation": partial(step, None),
+        "teacher features given, projectors of width 512": partial(step, 512),
+        "teacher features given, the paper's width 2048": partial(step, 2048),
+        "teacher features given, width 2048, bf16 autocast": partial(step, 2048, mixed_precision=True),
+    }
+    seconds = interleaved({"encoder": encoder, **calls}, rounds=5)
+    for what, call in calls.items():
+        floor = flops(call) / flops(encoder)
+        yield f"{what} ({floor:.2f} times its FLOPs)", ratio(seconds, what, "encoder"), "<=", 4.5
 
 
 def goal_p8():
@@ -246,7 +265,7 @@ def goal_p9():
 
 def goal_p10():
     """CLIPSeg with its text tower over ours with its text encoder, its answer kept or not"""
-    model, clipseg = build().fuse_for_inference(), importlib.import_module("tests.benchmarks.rivals").clipseg()
+    model, clipseg = build().fuse_for_inference(), importlib.import_module("tests.benchmarks.rivals").clipseg()[1]
     x, ids, kept = pixels(), token_ids(), words(model)
     seconds = interleaved(
         {"kept": lambda: model(x, **kept), "read": lambda: model(x, **ids), "clipseg": lambda: clipseg(x)}, rounds=9
@@ -282,6 +301,7 @@ def goal_p12():
         },
         rounds=5,
         warmup=1,
+        clock=time.perf_counter,
     )
     yield "import over torch and transformers", ratio(seconds, "ours", "theirs"), "<=", 1.05
     with tempfile.TemporaryDirectory() as folder:
@@ -293,6 +313,7 @@ def goal_p12():
                 "read": lambda: file.read_bytes(),
             },
             rounds=5,
+            clock=time.perf_counter,
         )
     yield "loading over reading the file", ratio(seconds, "load", "read"), "<=", 1.2
 
@@ -315,10 +336,20 @@ def goal_p13():
     yield "pixels that differ", different, "<=", 0
 
 
+def goal_p14():
+    """training on 224 px with a frozen MobileNetV2 encoder"""
+    seconds = bench_loader.measure(bench_loader.drawn_rows())
+    yield "processor time to load a batch over that to train on it", seconds["load"] / seconds["train"], "<=", 1
+    for workers in (0, 1):
+        share = seconds[f"wait_{workers}"] / seconds[f"step_{workers}"]
+        yield f"share of a step spent waiting, {workers} workers", share, "<=", 0.5
+
+
 GOALS = {name.removeprefix("goal_").upper(): f for name, f in list(globals().items()) if name.startswith("goal_")}
 
 
-def print_profile() -> None:
+def profile_parts() -> list[dict]:
+    """Where the time of one prediction goes."""
     model, x = build().fuse_for_inference(), pixels()
     text = words(model)
     maps = model.get_image_features(x)
@@ -334,77 +365,118 @@ def print_profile() -> None:
         },
         rounds=25,
     )
-    print(f"{'part':<28}{'ms':>8}{'x encoder':>12}")
-    for name, values in seconds.items():
-        print(f"{name:<28}{1e3 * statistics.median(values):>8.1f}{ratio(seconds, name, 'encoder'):>12.3f}")
+    return [
+        {"part": name, "ms": 1e3 * statistics.median(values), "x encoder": ratio(seconds, name, "encoder")}
+        for name, values in seconds.items()
+    ]
 
 
-def print_rivals(names: list[str]) -> None:
+def compare(rivals: list[str]) -> list[dict]:
+    """Ours and its rivals: time, FLOPs, activations and parameters."""
     model, x = build().fuse_for_inference(), pixels()
-    text = words(model)
-    calls = {"ours": lambda: model(x, **text), "encoder": lambda: model.get_image_features(x)}
-    for name in names:
+    text, ids = words(model), token_ids()
+    text_parameters = parameters(model.text_encoder)
+    calls = {
+        "encoder (ResNet-50 to 1/16)": (parameters(model.vision_encoder), lambda: model.get_image_features(x)),
+        "ours, text kept": (parameters(model) - text_parameters, lambda: model(x, **text)),
+        "ours, text read by BERT": (parameters(model), lambda: model(x, **ids)),
+    }
+    for name in rivals:
         module, factory = name.split(":")
-        rival = getattr(importlib.import_module(module), factory)()
-        calls[factory] = lambda rival=rival: rival(x)
-    seconds = interleaved(calls, rounds=9)
-    print(f"{'network':<20}{'x encoder':>12}{'x ours':>10}{'GFLOPs':>10}{'peak MiB':>10}")
-    for name, call in calls.items():
-        costs = f"{flops(call) / 1e9:>10.1f}{peak_activations(call) / 2**20:>10.1f}"
-        print(f"{name:<20}{ratio(seconds, name, 'encoder'):>12.2f}{ratio(seconds, name, 'ours'):>10.2f}{costs}")
+        rival, call = getattr(importlib.import_module(module), factory)()
+        calls[factory] = (parameters(rival), partial(call, x))
+    seconds = interleaved({name: call for name, (_, call) in calls.items()}, rounds=9)
+    encoder, ours = list(calls)[:2]
+    return [
+        {
+            "network": name,
+            "x encoder": ratio(seconds, name, encoder),
+            "x ours": ratio(seconds, name, ours),
+            "GFLOPs": flops(call) / 1e9,
+            "peak MiB": peak_activations(call) / 2**20,
+            "M parameters": count / 1e6,
+        }
+        for name, (count, call) in calls.items()
+    ]
+
+
+def parameters(model) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--goals", nargs="+", choices=list(GOALS), default=list(GOALS), metavar="P1")
+    parser.add_argument("--goals", nargs="+", choices=list(GOALS), metavar="P1", help="these goals and nothing else")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="file to write the figures to, with a table (.md) beside it")
-    parser.add_argument("--profile", action="store_true", help="the parts of one prediction instead of the goals")
-    parser.add_argument("--against", nargs="+", metavar="MODULE:FACTORY", help="rivals instead of the goals")
+    parser.add_argument("--json", type=Path, help="file to write the figures to, with a page (.md) beside it")
+    parser.add_argument("--profile", action="store_true", help="the parts of one prediction and nothing else")
+    parser.add_argument("--against", nargs="+", metavar="MODULE:FACTORY", help="these rivals and nothing else")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
     torch.set_grad_enabled(False)
-    if arguments.profile or arguments.against:
-        return print_profile() if arguments.profile else print_rivals(arguments.against)
+    everything = not (arguments.goals or arguments.profile or arguments.against)
 
-    machine = {
-        "processor": processor_name(),
-        "threads": arguments.threads,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
+    result = {
+        "command": "python -m tests.benchmarks.bench_inference " + " ".join(sys.argv[1:]),
+        "machine": {
+            "processor": processor_name(),
+            "threads": arguments.threads,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "rows": [],
+        "profile": profile_parts() if everything or arguments.profile else [],
+        "rivals": compare(arguments.against or RIVALS) if everything or arguments.against else [],
     }
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    rows = []
-    for name in arguments.goals:
+    for name in arguments.goals or (GOALS if everything else []):
         for part, figure, sign, goal in GOALS[name]():
             met = figure <= goal if sign == "<=" else figure >= goal
             what = f"{GOALS[name].__doc__}: {part}"
-            rows.append({"goal": name, "what": what, "figure": figure, "wanted": f"{sign} {goal}", "met": met})
-            print(f"{name:<4}{what:<96}{figure:>9.3f}  {sign} {goal:<6}{'' if met else 'missed'}", flush=True)
+            row = {"goal": name, "what": what, "figure": figure, "wanted": f"{sign} {goal}", "met": met}
+            result["rows"].append(row)
+            print(f"{name:<4}{what:<120}{figure:>9.3f}  {sign} {goal:<6}{'' if met else 'missed'}", flush=True)
+    print(page(result))
     if arguments.json:
-        command = "python -m tests.benchmarks.bench_inference " + " ".join(sys.argv[1:])
-        arguments.json.write_text(json.dumps({"command": command, "machine": machine, "rows": rows}, indent=2) + "\n")
-        arguments.json.with_suffix(".md").write_text(page(command, machine, rows))
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        arguments.json.with_suffix(".md").write_text(page(result))
 
 
-def page(command: str, machine: dict, rows: list[dict]) -> str:
-    lines = [
-        "# Speed",
-        "",
-        f"Written by `{command}`: {', '.join(f'{key} {value}' for key, value in machine.items())}.",
-        "Ratios of times that were taken in turn, unless they say otherwise; ResNet-50, 256x256, batch 1, fp32.",
-        "Weights are random: what the lean decoder costs in accuracy is still open, see experiments/README.md.",
-        "",
-        "| | what | figure | wanted | |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        met = "" if row["met"] else "missed"
-        lines.append(f"| {row['goal']} | {row['what']} | {row['figure']:.3g} | {row['wanted']} | {met} |")
-    return "\n".join(lines) + "\n"
+def page(result: dict) -> str:
+    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    text = f"""# Speed
+
+Written by `{result["command"]}`: {machine}.
+Ratios of processor times (wall times for import, loading and waiting) that were taken in turn, unless they say
+otherwise; ResNet-50, 256x256, batch 1, fp32. Weights are random: what the lean decoder costs in accuracy is still
+open, see experiments/README.md.
+
+{table(result["rows"])}
+"""
+    if result["profile"]:
+        text += f"\n## One prediction\n\n{table(result['profile'])}\n"
+    if result["rivals"]:
+        text += f"\n## Rivals\n\n{table(result['rivals'])}\n"
+    return text
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown."""
+    if not rows:
+        return ""
+
+    def shown(value) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "missed"
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    lines = [rows[0], dict.fromkeys(rows[0], "---"), *rows]
+    return "\n".join(
+        f"| {' | '.join(line if index == 0 else map(shown, line.values()))} |" for index, line in enumerate(lines)
+    )
 
 
 def processor_name() -> str:
