@@ -68,6 +68,7 @@ from processing.model_card import describe_rows, model_card, source_of
 from processing.plots import write_curves, write_examples
 from processing.prompts import normalize_prompt
 from processing.steps import OptimizerStep, mean_over_processes, share_buffers
+from processing.streamed_batches import StreamedBatches
 
 
 @dataclass
@@ -424,13 +425,14 @@ def main(argv=None) -> dict:
     model, optimizer = accelerator.prepare(model, optimizer)
     rows_per_step = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
     if arguments.streaming:  # each process reads its own share already
-        length = math.ceil(num_train_rows / rows_per_step) if num_train_rows else arguments.max_steps
-        train_loader = StreamedBatches(train_loader, length, accelerator.device)
+        train_loader = StreamedBatches(train_loader, accelerator)
+        steps_per_epoch = math.ceil((num_train_rows or 0) / rows_per_step)
     else:
         train_loader = accelerator.prepare(train_loader)
+        steps_per_epoch = len(train_loader)
     if distiller is not None:
         distiller = accelerator.prepare(distiller)
-    total_steps = arguments.max_steps or arguments.epochs * len(train_loader)
+    total_steps = arguments.max_steps or arguments.epochs * steps_per_epoch
     scheduler = accelerator.prepare(
         get_scheduler(arguments.lr_scheduler_type, optimizer, round(arguments.warmup_ratio * total_steps), total_steps)
     )
@@ -464,6 +466,8 @@ def main(argv=None) -> dict:
         f"{rows_per_step}, {sum(p.numel() for p in parameters) / 1e6:.2f} M "
         f"trainable parameters, {accelerator.num_processes} process(es) on {accelerator.device}, seed {arguments.seed}"
     )
+    if num_train_rows is None:
+        say("the stream does not say its length: validation comes after each whole pass, and after the last step")
 
     def losses_of(batch):
         return compute_losses(
@@ -612,32 +616,6 @@ def main(argv=None) -> dict:
             shutil.rmtree(output)
         say("dry run: data, model, one step, evaluation and saving work; nothing was kept")
     return result
-
-
-class StreamedBatches:
-    """So many batches a pass, the same number on every process: a share that ends early begins again."""
-
-    def __init__(self, loader: DataLoader, length: int, device):
-        self.loader, self.length, self.device = loader, length, device
-
-    def __len__(self):
-        return self.length
-
-    def set_epoch(self, epoch: int):
-        self.loader.dataset.set_epoch(epoch)
-
-    def __iter__(self):
-        for batch in islice(self._passes(), self.length):
-            yield {key: value.to(self.device) if torch.is_tensor(value) else value for key, value in batch.items()}
-
-    def _passes(self):
-        while True:
-            empty = True
-            for batch in self.loader:
-                empty = False
-                yield batch
-            if empty:
-                raise ValueError("a process has no rows to stream: start fewer processes, or give more rows.")
 
 
 def shared_patients(*splits) -> int:
