@@ -32,7 +32,7 @@ import torch
 import transformers
 import yaml
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -355,6 +355,11 @@ def main(argv=None) -> dict:
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_dir=output,
     )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            "train_hf.py keeps the whole weights on each process: launch it without FSDP and DeepSpeed, as "
+            "experiments/accelerate/ddp.yaml does."
+        )
     set_seed(arguments.seed)
     say = accelerator.print
     if arguments.push_to_hub and accelerator.is_main_process:  # before the work, not after it
@@ -635,13 +640,20 @@ def run() -> None:
     except KeyboardInterrupt:
         words, code = "stopped.", 130
     except RuntimeError as error:
-        if not should_reduce_batch_size(error):
+        if should_reduce_batch_size(error):
+            words, code = (
+                "out of memory: halve --batch_size and double --gradient_accumulation_steps, or give "
+                "--on_out_of_memory halve.",
+                2,
+            )
+        elif str(error).startswith("DataLoader worker"):  # torch says only this of a worker that was killed
+            words, code = (
+                f"{str(error).splitlines()[0].strip(' .')}, most often because memory ran out: give fewer "
+                "--num_workers; the same command with --resume auto goes on from the last checkpoint.",
+                2,
+            )
+        else:
             raise
-        words, code = (
-            "out of memory: halve --batch_size and double --gradient_accumulation_steps, or give "
-            "--on_out_of_memory halve.",
-            2,
-        )
     except (ValueError, OSError, StrictDataclassClassValidationError) as error:
         # An error of a data worker, or of a config's validation, arrives wrapped: the sentence is its last line.
         words, code = str(error).strip(), 2
