@@ -10,7 +10,7 @@ Nothing is run: models are built on the meta device, which counts and keeps no n
 
     whole weights on each GPU (DDP, what train_hf.py does)
       memory         P + F + B, gradients P, their buckets P (N > 1), AdamW's moments 2 P, A
-      sent per step  2 (N - 1) / N P   ring all-reduce of the gradients
+      sent per step  2 (N - 1) / N P   ring all-reduce of the gradients (and B, which is next to nothing)
     gradients and moments shared out (ZeRO-2)
       memory         P + F + B, (P + 2 P) / N, A
       sent per step  2 (N - 1) / N P   reduce-scatter of the gradients, all-gather of the weights

@@ -66,10 +66,16 @@ class Ended:
 
 
 def run(
-    folder: Path, *words: str, fault: Fault | None = None, processes: int = 1, file_limit: int | None = None
+    folder: Path,
+    *words: str,
+    fault: Fault | None = None,
+    processes: int = 1,
+    environment: dict[str, str] | None = None,
+    file_limit: int | None = None,
 ) -> Ended:
     """Trains into `folder`. With several processes, the last one has the fault and its death ends the others, as a
-    launcher would see to. `file_limit` is the largest file in bytes that may be written."""
+    launcher would see to. `environment` is added to that of each process, `file_limit` is the largest file in bytes
+    that may be written."""
     context = forkserver()
     folder.mkdir(parents=True, exist_ok=True)
     log = folder.parent / f"{folder.name}.log"
@@ -77,9 +83,9 @@ def run(
     port = free_port()
     children = []
     for rank in range(processes):
-        environment = {"OMP_NUM_THREADS": "1", **place_among(processes, rank, port)}
+        variables = {"OMP_NUM_THREADS": "1", **place_among(processes, rank, port), **(environment or {})}
         broken = fault if rank == processes - 1 else None
-        arguments = (["--output_dir", str(folder), *words], broken, str(log), environment, rank, file_limit)
+        arguments = (["--output_dir", str(folder), *words], broken, str(log), variables, rank, file_limit)
         children.append(context.Process(target=_child, args=arguments))
         children[-1].start()
     last = children[-1]
