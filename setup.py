@@ -11,23 +11,22 @@ TRAIN = [
     "accelerate>=1.10",
     "datasets>=5.2",
     "evaluate>=0.4",
-    "matplotlib>=3.8",
+    "matplotlib>=3.9",
     "pyyaml>=6.0",
-    "scipy>=1.11",
+    "scipy>=1.13",
     "tqdm>=4.66",
 ]
 DATA = [
     "datasets>=5.2",
     "imagehash>=4.3",
-    "nibabel>=5.2",
+    "nibabel>=5.3",
     "openpyxl>=3.1",
     "pydicom>=3.0",
-    "scipy>=1.11",
+    "scipy>=1.13",
     "tqdm>=4.66",
 ]
 BASELINES = ["einops>=0.8", "monai>=1.5"]
-DEMO = ["gradio>=6.31", "scipy>=1.11"]
-BASELINES = ["einops>=0.8", "monai>=1.5"]
+DEMO = ["gradio>=6.31", "scipy>=1.13"]
 EXPORT = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.4"]
 
 setup(
@@ -43,10 +42,10 @@ setup(
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
-        "safetensors>=0.5",
-        "huggingface-hub>=1.0",
-        "numpy>=1.26",
-        "pillow>=10.0",
+        "safetensors>=0.8",
+        "huggingface-hub>=1.31",
+        "numpy>=2.0",
+        "pillow>=10.1",
     ],
     extras_require={
         "baselines": BASELINES,

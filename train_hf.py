@@ -33,7 +33,7 @@ import torch
 import transformers
 import yaml
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -70,6 +70,7 @@ from processing.model_card import describe_rows, model_card, source_of
 from processing.plots import write_curves, write_examples
 from processing.prompts import normalize_prompt
 from processing.steps import OptimizerStep, mean_over_processes, share_buffers
+from processing.streamed_batches import StreamedBatches
 
 
 @dataclass
@@ -376,6 +377,11 @@ def main(argv=None) -> dict:
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_dir=output,
     )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            "train_hf.py keeps the whole weights on each process: launch it without FSDP and DeepSpeed, as "
+            "experiments/accelerate/ddp.yaml does."
+        )
     set_seed(arguments.seed)
     say = accelerator.print
     if arguments.push_to_hub and accelerator.is_main_process:  # before the work, not after it
@@ -454,13 +460,14 @@ def main(argv=None) -> dict:
     model, optimizer = accelerator.prepare(model, optimizer)
     rows_per_step = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
     if arguments.streaming:  # each process reads its own share already
-        length = math.ceil(num_train_rows / rows_per_step) if num_train_rows else arguments.max_steps
-        train_loader = StreamedBatches(train_loader, length, accelerator.device)
+        train_loader = StreamedBatches(train_loader, accelerator)
+        steps_per_epoch = math.ceil((num_train_rows or 0) / rows_per_step)
     else:
         train_loader = accelerator.prepare(train_loader)
+        steps_per_epoch = len(train_loader)
     if distiller is not None:
         distiller = accelerator.prepare(distiller)
-    total_steps = arguments.max_steps or arguments.epochs * len(train_loader)
+    total_steps = arguments.max_steps or arguments.epochs * steps_per_epoch
     scheduler = accelerator.prepare(
         get_scheduler(arguments.lr_scheduler_type, optimizer, round(arguments.warmup_ratio * total_steps), total_steps)
     )
@@ -494,6 +501,8 @@ def main(argv=None) -> dict:
         f"{rows_per_step}, {sum(p.numel() for p in parameters) / 1e6:.2f} M "
         f"trainable parameters, {accelerator.num_processes} process(es) on {accelerator.device}, seed {arguments.seed}"
     )
+    if num_train_rows is None:
+        say("the stream does not say its length: validation comes after each whole pass, and after the last step")
 
     def losses_of(batch):
         return compute_losses(
@@ -645,32 +654,6 @@ def main(argv=None) -> dict:
     return result
 
 
-class StreamedBatches:
-    """So many batches a pass, the same number on every process: a share that ends early begins again."""
-
-    def __init__(self, loader: DataLoader, length: int, device):
-        self.loader, self.length, self.device = loader, length, device
-
-    def __len__(self):
-        return self.length
-
-    def set_epoch(self, epoch: int):
-        self.loader.dataset.set_epoch(epoch)
-
-    def __iter__(self):
-        for batch in islice(self._passes(), self.length):
-            yield {key: value.to(self.device) if torch.is_tensor(value) else value for key, value in batch.items()}
-
-    def _passes(self):
-        while True:
-            empty = True
-            for batch in self.loader:
-                empty = False
-                yield batch
-            if empty:
-                raise ValueError("a process has no rows to stream: start fewer processes, or give more rows.")
-
-
 def shared_patients(*splits) -> int:
     """How many patients, where they are known, are in all splits."""
     return len(set.intersection(*(set(column(rows, "patient_id")) for rows in splits)) - {None})
@@ -688,13 +671,20 @@ def run() -> None:
     except KeyboardInterrupt:
         words, code = "stopped.", 130
     except RuntimeError as error:
-        if not should_reduce_batch_size(error):
+        if should_reduce_batch_size(error):
+            words, code = (
+                "out of memory: halve --batch_size and double --gradient_accumulation_steps, or give "
+                "--on_out_of_memory halve.",
+                2,
+            )
+        elif str(error).startswith("DataLoader worker"):  # torch says only this of a worker that was killed
+            words, code = (
+                f"{str(error).splitlines()[0].strip(' .')}, most often because memory ran out: give fewer "
+                "--num_workers; the same command with --resume auto goes on from the last checkpoint.",
+                2,
+            )
+        else:
             raise
-        words, code = (
-            "out of memory: halve --batch_size and double --gradient_accumulation_steps, or give "
-            "--on_out_of_memory halve.",
-            2,
-        )
     except (ValueError, OSError, StrictDataclassClassValidationError) as error:
         # An error of a data worker, or of a config's validation, arrives wrapped: the sentence is its last line.
         words, code = str(error).strip(), 2

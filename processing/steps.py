@@ -66,7 +66,7 @@ class OptimizerStep:
         Args:
             losses_of: gives the losses of a batch, means over its rows, None for one that is switched off; `loss`
                 among them is followed downhill.
-            batch: one step's share of this process.
+            batch: one step's share of this process; its rows count alike, or by `weight` where there is one.
             state: `step`, `skipped` (fp16 steps in a row without an effect) and `pieces` (in how many parts the batch
                 is computed) are read and written.
 
@@ -113,9 +113,9 @@ class OptimizerStep:
     def _backward(self, losses_of, batch, state) -> dict[str, float]:
         """Leaves the gradient of the batch's mean loss: each piece counts by its rows."""
         means: dict[str, float] = {}
-        pieces = split_batch(batch, state["pieces"])
+        pieces = split_batch(batch, self._agreed(state["pieces"], len(batch["name"])))
         for number, piece in enumerate(pieces, 1):
-            share = len(piece["name"]) / len(batch["name"])
+            share = piece["weight"].sum().item() if "weight" in batch else len(piece["name"]) / len(batch["name"])
             with contextlib.ExitStack() as stack:
                 if number < len(pieces):
                     for model in self.models:
@@ -127,6 +127,14 @@ class OptimizerStep:
                     self._stop("loss", losses["loss"].item(), piece, state)
                 self.accelerator.backward(share * losses["loss"])
         return means
+
+    def _agreed(self, pieces: int, rows: int) -> int:
+        """No more pieces than the process with the fewest rows can make: where processes share BatchNorm statistics,
+        each waits for the others in every piece."""
+        if pieces == 1 or self.accelerator.num_processes == 1:
+            return pieces
+        counts = self.accelerator.gather(torch.tensor([rows], device=self.accelerator.device))
+        return min(pieces, int(counts.min()))
 
     def _halve(self, batch, state) -> None:
         self.optimizer.zero_grad()

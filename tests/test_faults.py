@@ -54,6 +54,16 @@ def test_a_signal_saves_and_leaves_with_a_resume_line(unbroken, tmp_path, number
     assert outcome(tmp_path / "run") == unbroken
 
 
+def test_a_killed_data_worker_ends_the_run_with_a_sentence(unbroken, tmp_path):
+    words = (*TINY, "--num_workers", "2", "--save_steps", "1")
+    ended = run(tmp_path / "run", *words, fault=Fault("step", 4, to_worker=True))
+    assert ended.codes == [2] and "Traceback" not in ended.said, ended.said
+    said = ended.said.splitlines()[-1]
+    assert said.startswith("train_hf.py: DataLoader worker") and "--resume auto goes on" in said
+    assert run(tmp_path / "run", *words, "--resume", "auto").codes == [0]
+    assert outcome(tmp_path / "run") == unbroken
+
+
 def test_spoilt_checkpoints_are_passed_over_aloud(unbroken, tmp_path):
     folder = tmp_path / "run"
     words = (*TINY, "--save_steps", "1")

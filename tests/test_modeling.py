@@ -172,6 +172,17 @@ def test_sentences_are_read_once(monkeypatch):
     assert len(read.states) == 2
 
 
+def test_kept_sentences_follow_the_model():
+    model, input_ids, mask = tiny_model(), sentences(2), torch.tensor([[1] * 6, [0] * 6])
+    read = TextCache(model)
+    before = read(input_ids, mask)["text_embeds"]
+    model.double()
+    after = read(input_ids.flip(0), mask)["text_embeds"]  # one sentence that is new, one row without
+    again = read(input_ids, mask)["text_embeds"]
+    assert after.dtype == again.dtype == torch.float64
+    torch.testing.assert_close(again, before.double(), atol=0, rtol=0)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     "kwargs",

@@ -62,6 +62,17 @@ def test_pieces_of_unequal_size_make_the_same_step(tmp_path):
     assert pieces.state == {"step": 2, "skipped": 0, "pieces": 3}
 
 
+def test_rows_may_weigh_more_or_nothing(tmp_path):
+    plain, weighted, standing_in = Toy(tmp_path), Toy(tmp_path), Toy(tmp_path)
+    weighted.state["pieces"] = 3
+    weighted.batch["weight"] = torch.full((5,), 0.4)  # of two processes, the other has no row: twice the mean
+    assert weighted.step()["loss"] == pytest.approx(2 * plain.step()["loss"], rel=1e-5)
+    before = standing_in.weights()
+    standing_in.batch["weight"] = torch.zeros(5)
+    assert standing_in.step() == {"loss": 0, "gradient_norm": 0}
+    torch.testing.assert_close(standing_in.weights(), before, atol=0, rtol=0)
+
+
 def test_out_of_memory_halves_or_stops(tmp_path):
     whole, small = Toy(tmp_path), Toy(tmp_path, halve=True)
     small.rows_at_once = 2

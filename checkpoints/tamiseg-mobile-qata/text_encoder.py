@@ -68,7 +68,7 @@ class TextCache:
     def __call__(
         self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """`(num_sentences, sequence_length)` each to the model's keywords `text_embeds`, float32
+        """`(num_sentences, sequence_length)` each to the model's keywords `text_embeds`, of its device and dtype,
         `(num_sentences, longest, text_hidden_size)`, and its `attention_mask`; rows without a word stay without."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -80,9 +80,10 @@ class TextCache:
             self.states[key] = self.model.get_text_features(ids, torch.ones_like(ids))[0]
         for key in keys:
             if key:
-                self.states[key] = self.states.pop(key)  # the newest last
-        width = text_hidden_size(self.model.config)
-        embeds = [self.states[key] if key else torch.zeros(1, width, device=input_ids.device) for key in keys]
+                # The newest last; and where the model is now, should it have moved since.
+                self.states[key] = self.states.pop(key).to(self.model.device, self.model.dtype)
+        nothing = torch.zeros(1, text_hidden_size(self.model.config)).to(self.model.device, self.model.dtype)
+        embeds = [self.states[key] if key else nothing for key in keys]
         mask = [torch.full((max(1, len(key)),), int(bool(key)), device=input_ids.device) for key in keys]
         while len(self.states) > self.max_sentences:
             del self.states[next(iter(self.states))]

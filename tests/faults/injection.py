@@ -45,11 +45,13 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal that the process sends to itself at the `call`-th time (from 0) that it comes to `place`."""
+    """A signal that the process sends to itself, or to a worker that reads its data, at the `call`-th time (from 0)
+    that it comes to `place`."""
 
     place: str
     call: int
     number: int = signal.SIGKILL
+    to_worker: bool = False
 
 
 @dataclass
@@ -64,25 +66,26 @@ class Ended:
 
 
 def run(
-    folder: Path, *words: str, fault: Fault | None = None, processes: int = 1, file_limit: int | None = None
+    folder: Path,
+    *words: str,
+    fault: Fault | None = None,
+    processes: int = 1,
+    environment: dict[str, str] | None = None,
+    file_limit: int | None = None,
 ) -> Ended:
     """Trains into `folder`. With several processes, the last one has the fault and its death ends the others, as a
-    launcher would see to. `file_limit` is the largest file in bytes that may be written."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "matplotlib.figure"])
+    launcher would see to. `environment` is added to that of each process, `file_limit` is the largest file in bytes
+    that may be written."""
+    context = forkserver()
     folder.mkdir(parents=True, exist_ok=True)
     log = folder.parent / f"{folder.name}.log"
     log.unlink(missing_ok=True)
     port = free_port()
     children = []
     for rank in range(processes):
-        environment = {"OMP_NUM_THREADS": "1"}
-        if processes > 1:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-                            "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-                            "MASTER_PORT": str(port)}  # fmt: skip
+        variables = {"OMP_NUM_THREADS": "1", **place_among(processes, rank, port), **(environment or {})}
         broken = fault if rank == processes - 1 else None
-        arguments = (["--output_dir", str(folder), *words], broken, str(log), environment, rank, file_limit)
+        arguments = (["--output_dir", str(folder), *words], broken, str(log), variables, rank, file_limit)
         children.append(context.Process(target=_child, args=arguments))
         children[-1].start()
     last = children[-1]
@@ -95,6 +98,24 @@ def run(
     counts = json.loads(Path(f"{log}.counts.{processes - 1}").read_text())
     steps = counts.pop("steps")
     return Ended([child.exitcode for child in children], log.read_text(), steps, counts)
+
+
+def forkserver():
+    """What starts children that have everything imported: `forkserver().Process(...)`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "matplotlib.figure", "datasets"])
+    return context
+
+
+def place_among(processes: int, rank: int, port: int) -> dict[str, str]:
+    """The environment that a launcher would give to one of several processes."""
+    if processes == 1:
+        return {}
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    return {name: str(place) for name, place in places.items()} | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 def free_port() -> int:
@@ -144,7 +165,8 @@ def _count_calls(fault: Fault | None, counts_file: str) -> None:
         if breaks:
             if then is not None:
                 then()
-            os.kill(os.getpid(), fault.number)
+            victim = multiprocessing.active_children()[0].pid if fault.to_worker else os.getpid()
+            os.kill(victim, fault.number)
 
     def counted(place, original):
         def call(*arguments, **keywords):
