@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SOURCES := modeling_tamiseg processing spaces_demo experiments examples tests train_hf.py setup.py
 
-.PHONY: quickstart reproduce test faults style quality clean
+.PHONY: quickstart reproduce test faults fuzz style quality clean
 
 quickstart: $(READY)  ## both stages on the built-in synthetic sample, then a mask of one of its pictures
 	$(BIN)/python train_hf.py --stage pretrain --config experiments/quickstart.yaml --output_dir runs/quickstart/pretrain
@@ -23,6 +23,11 @@ KILLS ?= 100
 
 faults: $(READY)  ## breaks small training runs KILLS times, and in other ways; prints how they ended
 	$(BIN)/python -m tests.faults --kills $(KILLS)
+
+CASES ?= 20000
+
+fuzz: $(READY)  ## gives CASES damaged files to everything that reads files; prints how that ended
+	$(BIN)/python -m tests.fuzz --cases $(CASES)
 
 style: $(READY)
 	$(BIN)/ruff check --fix $(SOURCES)

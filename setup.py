@@ -48,14 +48,12 @@ setup(
         "pillow>=10.1",
     ],
     extras_require={
-        "baselines": BASELINES,
         "train": TRAIN,
         "data": DATA,
         "demo": DEMO,
         "export": EXPORT,
         "baselines": BASELINES,
         "dev": [
-            *BASELINES,
             *TRAIN,
             *DATA,
             *DEMO,

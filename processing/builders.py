@@ -300,7 +300,8 @@ def _read_tables(source: Source, key, problems: Problems) -> dict[str, dict]:
         if not path.lower().endswith(TABLES):
             continue
         rows = source.read_table(path)
-        present = {str(column).strip().lower(): column for row in rows[:1] for column in row}
+        # A line with more cells than the head keeps them under None.
+        present = {str(column).strip().lower(): column for row in rows[:1] for column in row if column is not None}
         columns = {
             role: next((present[name] for name in names if name in present), None)
             for role, names in TABLE_COLUMNS.items()

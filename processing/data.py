@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -24,6 +26,7 @@ from PIL import Image
 from .builtin_sample import load_builtin_sample
 from .image_processing_tamiseg import IGNORE_INDEX
 from .prompts import normalize_prompt
+from .reading import parse_json, reason
 
 
 COLUMNS = ("image", "mask", "prompt", "name", "patient_id")
@@ -97,7 +100,8 @@ def stream_rows(source: str, split: str):
         found, paths, num_rows = _find_parquet(folder, split)
         if num_rows == 0:
             raise ValueError(f"Split '{split}' of '{source}' has no rows: give a source with at least one.")
-        rows = load_dataset("parquet", data_files={found: paths}, split=found, streaming=True)
+        with _parquet_in_plain_words(source):
+            rows = load_dataset("parquet", data_files={found: paths}, split=found, streaming=True)
     elif folder.exists() or source == "builtin":
         raise ValueError(
             f"'{source}' cannot be streamed: give a folder of parquet files (`tamiseg data prepare` writes one) or a "
@@ -123,9 +127,10 @@ def read_row(rows: Sequence[dict], index: int) -> dict:
         ValueError: one sentence that names the row, when its image or mask is missing or unreadable, or its prompt is
             not a string.
     """
+    index = range(len(rows))[index]  # raises IndexError
     try:
         row = rows[index]
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files
+    except Exception as error:  # of damaged files: decoders raise whatever comes
         name = rows.select_columns("name")[index]["name"]  # only a `datasets.Dataset` decodes at access
         raise ValueError(
             f"Row {index} ('{name}') has an image or a mask that is not there or cannot be decoded: replace it or "
@@ -229,7 +234,7 @@ def fingerprint(rows: Sequence[dict]) -> str:
             if isinstance(picture, Image.Image):
                 content = f"{picture.mode} {picture.size}".encode() + picture.tobytes()
             else:
-                content = picture["bytes"] or Path(picture["path"]).read_bytes()
+                content = picture["bytes"] or _read_file(picture["path"])
             # The length keeps two neighbouring pictures from being cut at another place into the same bytes.
             digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
@@ -378,7 +383,12 @@ class StreamedSegmentationDataset(_Items, torch.utils.data.IterableDataset):
     def __iter__(self):
         """Gives the items of one pass, see `SegmentationDataset.__getitem__`."""
         self.stream.set_epoch(int(self._epoch))
-        for row in self.stream:
+        stream = iter(self.stream)
+        while True:
+            with _parquet_in_plain_words("the stream"):
+                row = next(stream, None)
+            if row is None:
+                return
             pictures = {column: row.get(column) or {} for column in ("image", "mask")}
             name = row.get("name") or PurePath(pictures["image"].get("path") or "unnamed").stem
             where = f"The row '{name}'"
@@ -423,7 +433,21 @@ def _load_parquet(folder: Path, split: str):
     found, paths, num_rows = _find_parquet(folder, split)
     if num_rows == 0:
         return Dataset.from_dict({})  # load_dataset would fail with a riddle, load_rows says it plainly
-    return load_dataset("parquet", data_files={found: paths}, split=found)
+    with _parquet_in_plain_words(folder):
+        return load_dataset("parquet", data_files={found: paths}, split=found)
+
+
+@contextmanager
+def _parquet_in_plain_words(where: str | Path):
+    """Of damaged files, and of several that do not fit together, their reader raises whatever comes."""
+    try:
+        yield
+    except Exception as error:
+        # The reader's own error says only that there was one.
+        raise ValueError(
+            f"'{where}' has a parquet file that cannot be read ({reason(error.__cause__ or error)}): download it "
+            "again, or check the connection to where it lies."
+        ) from error
 
 
 def _find_parquet(folder: Path, split: str) -> tuple[str, list[str], int]:
@@ -460,14 +484,11 @@ def _load_image_folder(folder: Path, split: str):
     found = _find_split(split, sorted(path.parent.name for path in folder.glob("*/metadata.jsonl")), folder)
     metadata = folder / found / "metadata.jsonl"
     table: dict[str, list] = {column: [] for column in COLUMNS}
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(metadata.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         where = f"Line {number} of '{metadata}'"
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is not JSON ({error}): write one object per line.") from error
+        entry = parse_json(line, where, "write one object per line")
         if not isinstance(entry, dict):
             raise ValueError(
                 f'{where} is not an object: write it as {{"image_file_name": ..., "mask_file_name": ...}}.'
@@ -479,9 +500,15 @@ def _load_image_folder(folder: Path, split: str):
         if not mask_name:
             raise ValueError(f"{where} names no mask: add 'mask_file_name' (an all-zero mask says 'no finding').")
         for column, file_name in (("image", image_name), ("mask", mask_name)):
-            path = metadata.parent / file_name
-            if not path.is_file():
-                raise FileNotFoundError(f"{where} names the {column} '{file_name}', which is not there: add the file.")
+            path = metadata.parent / str(file_name)
+            if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+                raise ValueError(
+                    f"{where} names the {column} '{str(file_name)[:200]}', which is not in '{folder}': copy it there."
+                )
+            if not os.path.isfile(path):
+                raise FileNotFoundError(
+                    f"{where} names the {column} '{str(file_name)[:200]}', which is not there: add the file."
+                )
             table[column].append(str(path))
         table["prompt"].append(_prompt(entry.get("prompt", entry.get("text")), where))
         table["name"].append(str(entry.get("name") or PurePath(image_name).with_suffix("")))
@@ -548,6 +575,13 @@ def _with_our_columns(rows, split: str, source: str):
         encoded[column] = parts.with_format("arrow")[:]
         has_bytes = encoded[column][f"{column}.bytes"].is_valid().to_numpy()
         has_path = encoded[column][f"{column}.path"].is_valid().to_numpy()
+        paths = encoded[column][f"{column}.path"].to_pylist()
+        for index in np.flatnonzero(~has_bytes & has_path):
+            if "://" in paths[index]:  # which would be fetched without a word
+                raise ValueError(
+                    f"Row {index} of split '{split}' of '{source}' has its {column} at '{paths[index][:200]}': "
+                    "download the pictures first."
+                )
         empty = np.flatnonzero(~(has_bytes | has_path))
         if len(empty):
             raise ValueError(
@@ -569,9 +603,15 @@ def _decode(picture: dict, sentence: str) -> Image.Image:
     try:
         decoded = Image.open(io.BytesIO(picture["bytes"]))
         decoded.load()
-    except (KeyError, TypeError, OSError, SyntaxError) as error:
+    except Exception as error:  # of damaged files: decoders raise whatever comes
         raise ValueError(sentence) from error
     return decoded
+
+
+def _read_file(path: str) -> bytes:
+    if not os.path.isfile(path):  # a device has no end
+        raise ValueError(f"there is no file '{path}': restore it or drop its row.")
+    return Path(path).read_bytes()
 
 
 def _prompt(value, where: str) -> str | None:

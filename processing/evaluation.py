@@ -34,6 +34,7 @@ import numpy as np
 from .arms import ARMS, text_arms
 from .metrics import SegmentationMeter, bootstrap, score_case, unit_of
 from .model_card import describe_rows
+from .reading import read_json
 
 
 DEFAULT_ARMS = ("full_text", "no_text", "shuffled_text")
@@ -320,8 +321,7 @@ def build(name: str, adapter: str | None, device) -> tuple:
     if not folder.is_dir():
         with in_plain_words(name):
             folder = Path(snapshot_download(name))
-    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
-    if architectures[0] == "TAMISegForConsistencyPretraining":
+    if read_json(folder / "config.json").get("architectures") == ["TAMISegForConsistencyPretraining"]:
         raise ValueError(f"'{name}' is a model of the first stage, without a decoder: give one of --stage finetune.")
     model, processor = load(str(folder))
     # Channels last as in training, so that both give the same numbers.

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .predict import check_model_folder
+from .predict import check_model_folder, load
 
 
 FILES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
@@ -38,12 +38,9 @@ def export(arguments) -> None:
 
     # Here and not above: `tamiseg --help` should not wait for them.
     import torch
-    from transformers import AutoModel, AutoProcessor
 
-    import processing  # noqa: F401  (makes the Auto classes know TAMISeg)
-
-    processor = AutoProcessor.from_pretrained(arguments.model)
-    model = AutoModel.from_pretrained(arguments.model).eval().fuse_for_inference()
+    model, processor = load(arguments.model)
+    model = model.cpu().fuse_for_inference()
     output.mkdir(parents=True, exist_ok=True)
     processor.save_pretrained(output)
     path = output / FILES[arguments.format]

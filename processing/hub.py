@@ -19,8 +19,9 @@ from shutil import rmtree
 
 import yaml  # which the Hub client needs too
 
-from .model_card import MARK, model_card
+from .model_card import MARK, as_written, model_card
 from .predict import check_model_folder
+from .reading import read_json
 
 
 # Whatever else lies in a model's folder stays at home: masks and pictures of patients are easily written there.
@@ -101,7 +102,8 @@ def push(folder: str | Path, repo_id: str, public: bool = False) -> str:
             # the weights are the same; they do not survive other weights.
             if results or not same_weights(api, repo_id, weights):
                 pictures = {name: name for name in files if name.endswith(".png")}
-                files["README.md"] = model_card(results, repo_id, pictures).encode()
+                with as_written(f"a result file of '{folder}'"):
+                    files["README.md"] = model_card(results, repo_id, pictures).encode()
                 stale |= {name for name in there if is_any_of(name, RECEIPTS) and name not in files}
         sha = commit(api, repo_id, "model", files, stale)
     print(f"pushed {len(files)} files to {api.endpoint}/{repo_id} ({'public' if public else 'private'}), commit {sha}")
@@ -210,7 +212,7 @@ def collect(folder: Path) -> tuple[Path, dict[str, Path | bytes]]:
             f"'{folder}' holds no code (modeling_tamiseg.py), so nobody could load it: save the model anew with "
             "save_pretrained, after `import modeling_tamiseg`."
         )
-    if json.loads((folder / "config.json").read_text()).get("architectures") != ["TAMISegForImageSegmentation"]:
+    if read_json(folder / "config.json").get("architectures") != ["TAMISegForImageSegmentation"]:
         raise ValueError(f"'{folder}' is no model that segments: push the result of the finetune stage.")
     # What lies in the run's folder, beside best/, belongs to the model too; what lies in best/ comes first.
     places = [(folder, MODEL_FILES + RUN_FILES)]
@@ -223,7 +225,7 @@ def collect(folder: Path) -> tuple[Path, dict[str, Path | bytes]]:
                 files[path.name] = path
     for name in files:
         if name.endswith("config.json") or fnmatch(name, "result*.json"):
-            content = json.loads(files[name].read_text(encoding="utf-8"))
+            content = read_json(files[name])
             if isinstance(command := content.get("command"), str):
                 content["command"] = shlex.join(without_folders(shlex.split(command)))
             if without_folders(content) != content:

@@ -22,6 +22,8 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 
 IGNORE_INDEX = 255
+# X-ray detectors give 16 million pixels; windowing takes 24 bytes for each.
+MAX_WIDE_PIXELS = 64_000_000
 # Percentiles that become black and white when a picture holds more than 8 bits (X-ray and CT exports).
 WINDOW = (0.5, 99.5)
 CHANNEL_COUNTS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGB + alpha
@@ -90,16 +92,23 @@ class TAMISegImageProcessor(PilBackend):
         """As [`load_image`], but grey pictures stay grey (mode L)."""
         image = _read(image, input_data_format)
         if isinstance(image, Image.Image) and (image.mode in ("I", "F") or image.mode.startswith("I;16")):
+            if image.width * image.height > MAX_WIDE_PIXELS:
+                raise ValueError(
+                    f"the picture has {image.width}x{image.height} pixels of more than 8 bits: make it smaller first."
+                )
             image = _channels_last(np.asarray(image))
         if isinstance(image, np.ndarray):
             image = _to_8_bit(image)
             image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
         if not do_convert_rgb and image.mode != "RGB":
             raise ValueError(f"the picture is of mode {image.mode}, not RGB: leave do_convert_rgb at True.")
-        if image.has_transparency_data:
-            black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-            image = Image.alpha_composite(black, image.convert("RGBA"))
-        return image if image.mode == "L" else _as_mode(image, "RGB")
+        try:
+            if image.has_transparency_data:
+                black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+                image = Image.alpha_composite(black, image.convert("RGBA"))
+            return image if image.mode == "L" else _as_mode(image, "RGB")
+        except Exception as error:  # palettes and transparency of damaged files are looked at only now
+            raise ValueError(f"the picture's colours cannot be read ({error}): save it again as PNG.") from error
 
     def load_mask(self, mask: ImageInput | str | os.PathLike, num_labels: int | None = None) -> Image.Image:
         """

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 
 from .arms import ARMS
+from .reading import reason
 
 
 # Says that a card is ours to write anew. A card without it is its author's, and pushed as it is.
@@ -108,6 +110,21 @@ def describe_rows(prompts: Sequence[str | None], patient_ids: Sequence[str | Non
         "sentences": len(counts),
         "frequent_sentences": shared,
     }
+
+
+@contextmanager
+def as_written(where: str):
+    """For work on result files, whose shape is taken for granted: one that was changed by hand, or is of another
+    program, is named in one sentence."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{where} is not as train_hf.py and tamiseg evaluate write them ({type(error).__name__}: "
+            f"{reason(error)}): write it anew."
+        ) from error
 
 
 def model_card(results: Sequence[dict], name: str, pictures: dict[str, str]) -> str:

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from .prompts import normalize_prompt
+from .reading import parse_json, reason
 
 
 # Bytes for each pixel of a picture, beside what its tiles take: while they are made (RGB, and normalised in float32),
@@ -243,18 +245,20 @@ def give_sentences(pictures: list[Picture], arguments) -> None:
     sentences = {}
     if arguments.prompts:
         path = Path(arguments.prompts)
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            try:
-                lines = list(csv.DictReader(file) if path.suffix.lower() == ".csv" else map(json.loads, file))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"'{path}' is not in UTF-8: save it again with that encoding.") from error
-            except json.JSONDecodeError as error:
-                raise ValueError(f"'{path}' is neither named .csv nor JSON lines ({error}): make it one.") from error
+        if path.suffix.lower() == ".csv":
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                try:
+                    lines = list(csv.DictReader(file))
+                except (UnicodeDecodeError, csv.Error) as error:
+                    raise ValueError(f"'{path}' is no CSV table in UTF-8 ({error}): save it again as one.") from error
+        else:
+            remedy = "let its name end in .csv, or write one JSON object per line (JSON lines)"
+            lines = [parse_json(line, f"a line of '{path}'", remedy) for line in path.read_bytes().splitlines()]
         for line in lines:
             if not isinstance(line, dict) or not {"image", "sentence"} <= line.keys():
-                raise ValueError(
-                    f"'{path}' needs the columns image and sentence, but has {', '.join(map(str, line))}."
-                )
+                raise ValueError(f"a line of '{path}' lacks the columns image and sentence: add them to all.")
+            if not isinstance(line["image"], str):
+                raise ValueError(f"a line of '{path}' names no picture: give its file name as the image.")
             sentences[line["image"]] = line["sentence"]
         unknown = sentences.keys() - {picture.name for picture in pictures}
         if unknown:
@@ -266,9 +270,15 @@ def give_sentences(pictures: list[Picture], arguments) -> None:
 
 
 def load(name: str):
-    """The model, on the GPU where there is one, and its processor."""
+    """The model, on the GPU where there is one, and its processor. Of what lies with a model no code is run, and
+    weights are read from safetensors only.
+
+    Raises:
+        ValueError: the folder lacks something, is damaged, or holds something else.
+    """
     # Here and not above: `tamiseg --help` should not wait for them.
     import torch
+    from PIL import Image
     from transformers import AutoModel, AutoProcessor
     from transformers.utils import logging
 
@@ -276,8 +286,27 @@ def load(name: str):
 
     logging.disable_progress_bar()
     check_model_folder(name)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AutoModel.from_pretrained(name).eval().to(device), AutoProcessor.from_pretrained(name)
+    try:
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        model, report = AutoModel.from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+        if lacking := sorted(report["missing_keys"]):  # they would be drawn at random
+            raise ValueError(f"its weights lack {len(lacking)} of the model's tensors, such as {lacking[0]}")
+        # What files belong together shows in an answer.
+        inputs = processor(images=Image.new("RGB", (32, 32)), text="lesion", return_tensors="pt")
+        with torch.no_grad():
+            logits = model.eval()(**inputs).logits
+        if len(processor.post_process_semantic_segmentation(SimpleNamespace(logits=logits), [(32, 32)])) != 1:
+            raise ValueError("it gives no mask")
+        if not logits.isfinite().all():
+            raise ValueError("it answers with NaN")
+    except Exception as error:  # of damaged files: the libraries raise whatever comes
+        raise ValueError(
+            f"'{name}' holds no model that can be used ({reason(error)}): give the best/ folder of a training run, or "
+            "copy or download it again."
+        ) from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
 def segment(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -26,7 +25,8 @@ import numpy as np
 
 from .ablations import ablations_page, load_summaries
 from .arms import ARMS
-from .model_card import METRICS
+from .model_card import METRICS, as_written
+from .reading import parse_json
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,13 @@ def run(arguments) -> None:
     folder, output = Path(arguments.results), Path(arguments.output)
     results, recipes = load_results(folder), load_recipes(folder.parent)
     output.mkdir(parents=True, exist_ok=True)
-    written = {
-        output / "results.md": results_page(results, recipes),
-        output / "report.html": html_page(results, folder),
-    }
-    if summaries := load_summaries(folder):
-        written[output / "ablations.md"] = ablations_page(summaries)
+    with as_written(f"a result file of '{folder}'"):
+        written = {
+            output / "results.md": results_page(results, recipes),
+            output / "report.html": html_page(results, folder),
+        }
+        if summaries := load_summaries(folder):
+            written[output / "ablations.md"] = ablations_page(summaries)
     readme = folder.parent / "README.md"
     if readme.is_file() and QUEUE_MARK in (text := readme.read_text(encoding="utf-8")):
         written[readme] = text.split(QUEUE_MARK)[0] + f"{QUEUE_MARK}\n\n{queue(results, recipes)}"
@@ -126,10 +127,7 @@ def load_results(folder: Path) -> dict[str, dict]:
     """
     results = {}
     for path in sorted(folder.glob("*.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"'{path}' is no JSON ({error}): write it again or move it away.") from error
+        result = parse_json(path.read_bytes(), f"'{path}'", "write it again or move it away")
         if not isinstance(result, dict) or not {"scores", "command", "split", "arguments"} <= result.keys():
             raise ValueError(f"'{path}' is no result of train_hf.py or tamiseg evaluate: move it away.")
         results[path.stem] = result

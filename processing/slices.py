@@ -16,10 +16,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from .image_processing_tamiseg import WINDOW, TAMISegImageProcessor
+from .reading import reason
 from .sources import MAX_FILE_BYTES
 
 
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")  # what browsers, `datasets` and Pillow all show
+DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax of DICOM
 NEEDS_WINDOW = (
     "holds more than 8 bits: say how they become grey with --window=CENTER,WIDTH (CT lung: --window=-600,1500, in "
     "Hounsfield units, which only a DICOM or NIfTI file knows), or --window=auto for the 0.5-99.5 percentile"
@@ -129,9 +131,8 @@ def open_picture(content: bytes) -> Image.Image:
     try:
         opened = Image.open(io.BytesIO(content))
         opened.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(str(io.BytesIO), "").split(" <_io")[0]
-        raise ValueError(f"cannot be decoded ({reason})") from error
+    except Exception as error:  # of damaged files: decoders raise whatever comes
+        raise ValueError(f"cannot be decoded ({reason(error)})") from error
     return opened
 
 
@@ -164,50 +165,65 @@ def _grey_slice(values: np.ndarray, **known) -> Slice:
 
 
 def _read_dicom(content: bytes, window) -> list[Slice]:
-    values, header = _dicom_values(content)
-    spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
-    known = {"spacing": tuple(float(mm) for mm in spacing) if spacing else None}
-    if header.get("SamplesPerPixel", 1) > 1:  # colour: ultrasound, endoscopy
+    values, facts = _dicom_values(content)
+    known = {"spacing": facts["spacing"]}
+    if facts["colour"]:  # ultrasound, endoscopy
         frames = values if values.ndim == 4 else values[None]
         return [_grey_slice(frame.astype(np.uint8), **known) for frame in frames]
-    if window is None and header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
-        # Several windows may be offered: the first is the one that the file is shown with.
-        window = tuple(float(np.ravel(header.get(name))[0]) for name in ("WindowCenter", "WindowWidth"))
-    if window is None and header.BitsStored <= 8:
+    window = window or facts["window"]
+    if window is None and facts["bits"] <= 8:
         values = values.astype(np.uint8)
     grey = _to_grey(values, window)
-    if header.PhotometricInterpretation == "MONOCHROME1":  # its smallest value is white
+    if facts["inverted"]:
         grey = 255 - grey
     return [_grey_slice(frame, **known) for frame in (grey if grey.ndim == 3 else grey[None])]
 
 
 def dicom_identity(content: bytes) -> tuple[str | None, str | None]:
     """PatientID and StudyInstanceUID of a DICOM file; None where it does not say, or is none."""
-    import pydicom
-
     try:
-        header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
-    except (pydicom.errors.InvalidDicomError, EOFError):
-        return None, None  # said plainly when its pixels are read
-    return tuple(str(header.get(name) or "") or None for name in ("PatientID", "StudyInstanceUID"))
+        header = _dicom_header(content, stop_before_pixels=True)
+        return tuple(str(header.get(name) or "") or None for name in ("PatientID", "StudyInstanceUID"))
+    except Exception:  # said plainly when its pixels are read
+        return None, None
 
 
-def _dicom_values(content: bytes):
-    """Values in the file's own units (Hounsfield for CT), and the header."""
+def _dicom_header(content: bytes, **options):
     import pydicom
+
+    if DEFLATED in content[:1024]:
+        raise ValueError("it is deflated, and may grow to any size")
+    return pydicom.dcmread(io.BytesIO(content), **options)
+
+
+def _dicom_values(content: bytes) -> tuple[np.ndarray, dict]:
+    """Values in the file's own units (Hounsfield for CT), and what the header says of them."""
     from pydicom.pixels import apply_modality_lut, pixel_array
 
     try:
-        header = pydicom.dcmread(io.BytesIO(content))
-        return apply_modality_lut(pixel_array(header), header), header
-    except RuntimeError as error:  # pydicom knows the compression, but no decoder for it works here
-        raise ValueError(
-            f"is compressed as {header.file_meta.TransferSyntaxUID.name}, which nothing installed can decode: export "
-            "it uncompressed, or for JPEG pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
-        ) from error
-    except (pydicom.errors.InvalidDicomError, AttributeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"cannot be read as DICOM ({reason}): export it uncompressed, or as PNG") from error
+        header = _dicom_header(content)
+        try:
+            pixels = pixel_array(header)
+        except RuntimeError as error:  # pydicom knows the compression, but no decoder for it works here
+            raise ValueError(
+                f"it is compressed as {header.file_meta.TransferSyntaxUID.name}, which nothing installed can decode; "
+                "for JPEG there is pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+            ) from error
+        values = apply_modality_lut(pixels, header)
+        spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
+        # Several windows may be offered: the first is the one that the file is shown with.
+        center, width = (np.ravel(header.get(name, [])).tolist()[:1] for name in ("WindowCenter", "WindowWidth"))
+        facts = {
+            "spacing": tuple(float(mm) for mm in spacing) if spacing else None,
+            "window": (float(center[0]), float(width[0])) if center and width else None,
+            "colour": header.get("SamplesPerPixel", 1) > 1,
+            "bits": header.BitsStored,
+            "inverted": header.PhotometricInterpretation == "MONOCHROME1",  # its smallest value is white
+        }
+    except Exception as error:  # of damaged files: decoders raise whatever comes
+        raise ValueError(f"cannot be read as DICOM ({reason(error)}): export it uncompressed, or as PNG") from error
+    _check_values(values)
+    return values, facts
 
 
 def _read_nifti(path: str, content: bytes) -> tuple[np.ndarray, tuple[float, float]]:
@@ -216,21 +232,36 @@ def _read_nifti(path: str, content: bytes) -> tuple[np.ndarray, tuple[float, flo
 
     try:
         if path.lower().endswith(".gz"):
-            with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-                content = file.read(MAX_FILE_BYTES + 1)
-            if len(content) > MAX_FILE_BYTES:
-                raise ValueError("grows beyond 2 GiB")
+            content = _unpack(content)
         volume = nibabel.as_closest_canonical(nibabel.Nifti1Image.from_bytes(content))
         values = np.asanyarray(volume.dataobj)
-    except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError, OSError, EOFError) as error:
-        raise ValueError(f"cannot be read as NIfTI ({error}): save it again") from error
+        # Canonical axes run from the patient's left to the right, from back to front and from the feet to the head; a
+        # picture's columns run from the patient's right to the left and its rows from front to back.
+        width_mm, height_mm = (float(mm) for mm in volume.header.get_zooms()[:2])
+    except Exception as error:  # of damaged files: its reader raises whatever comes
+        raise ValueError(f"cannot be read as NIfTI ({reason(error)}): save it again") from error
     values = values.reshape(values.shape + (1,) * (3 - values.ndim))
     if values.ndim != 3:
         raise ValueError(f"is a NIfTI file of shape {values.shape}: give one volume of three axes a file")
-    # Canonical axes run from the patient's left to the right, from back to front and from the feet to the head; a
-    # picture's columns run from the patient's right to the left and its rows from front to back.
-    width_mm, height_mm = (float(mm) for mm in volume.header.get_zooms()[:2])
+    _check_values(values)
     return values[::-1, ::-1].transpose(2, 1, 0), (height_mm, width_mm)
+
+
+def _unpack(content: bytes) -> bytes:
+    """Of a gzip file. Piece by piece: asked for all at once, it would set aside as much as it may grow to."""
+    pieces, size = [], 0
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        while piece := file.read(2**20):
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_FILE_BYTES:
+                raise ValueError(f"grows beyond {MAX_FILE_BYTES:,} bytes")
+    return b"".join(pieces)
+
+
+def _check_values(values: np.ndarray) -> None:
+    if values.dtype.kind not in "biuf" or values.size == 0:
+        raise ValueError(f"holds no picture ({values.dtype} of shape {values.shape}): save it again as numbers")
 
 
 def _draw_outlines(content: bytes, size: tuple[int, int]) -> Image.Image:
@@ -242,6 +273,6 @@ def _draw_outlines(content: bytes, size: tuple[int, int]) -> Image.Image:
             corners = [(float(vertex.get("X")), float(vertex.get("Y"))) for vertex in region.iter("Vertex")]
             if len(corners) > 2:
                 draw.polygon(corners, fill=255)
-    except (ElementTree.ParseError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot be read as outlines ({error}): download it again") from error
+    except Exception as error:  # of damaged files: the parser and the drawing raise whatever comes
+        raise ValueError(f"cannot be read as outlines ({reason(error)}): download it again") from error
     return mask

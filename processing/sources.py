@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import stat
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
+
+from .reading import parse_json, reason
 
 
 # One file is held in memory at a time. A picture or volume beyond this is no slice of anything we can train on, and
@@ -103,14 +104,15 @@ class Source:
             if path.lower().endswith(".xlsx"):
                 rows = _read_xlsx(content)
             elif path.lower().endswith(".jsonl"):
-                rows = [json.loads(line) for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+                lines = content.decode("utf-8-sig").splitlines()
+                rows = [parse_json(line, "a line", "write one object per line") for line in lines if line.strip()]
             else:
                 text = io.StringIO(content.decode("utf-8-sig"), newline="")
                 rows = list(csv.DictReader(text, delimiter="\t" if path.lower().endswith(".tsv") else ","))
             return [row for row in rows if any(value is not None for value in row.values())]
-        except (ValueError, KeyError, AttributeError, csv.Error, zipfile.BadZipFile) as error:
+        except Exception as error:  # of damaged files: openpyxl and its parsers raise whatever comes
             raise ValueError(
-                f"'{path}' cannot be read as a table ({error}): save it again as .csv (UTF-8)."
+                f"'{path}' cannot be read as a table ({reason(error)}): save it again as .csv (UTF-8)."
             ) from error
 
 

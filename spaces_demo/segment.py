@@ -92,16 +92,27 @@ class Segmenter:
         remote = not import_our_packages()
         try:
             self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=remote)
-            self.model = AutoModel.from_pretrained(name, trust_remote_code=remote).eval().to(self.device)
+            self.model, report = AutoModel.from_pretrained(
+                name, trust_remote_code=remote, use_safetensors=True, output_loading_info=True
+            )
+            self.model.eval().to(self.device)
+            if report["missing_keys"]:  # they were drawn at random
+                raise ValueError("weights are missing")
+            # The file beside the processor, wherever that came from.
+            package = type(self.processor).__module__.rpartition(".")[0]
+            self.split_findings = importlib.import_module(f"{package}.prompts").split_findings
+            if self.model.config.num_labels == 2:
+                # What files belong together shows in an answer.
+                answer = self.ask(Image.new("RGB", (32, 32)), "lesion")
+                if not answer.logits.isfinite().all():
+                    raise ValueError("it answers with NaN")
+                self.measure(answer, 0.5)
         except Exception as error:  # whatever is wrong with a folder, the page must come up and say so
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             raise ValueError(
                 f"No model can be loaded from '{name}': set TAMISEG_MODEL to the best/ folder of a training run, or "
                 "to a Hub id."
             ) from error
-        # The file beside the processor, wherever that came from.
-        package = type(self.processor).__module__.rpartition(".")[0]
-        self.split_findings = importlib.import_module(f"{package}.prompts").split_findings
         if self.model.config.num_labels != 2:
             raise ValueError(f"'{name}' tells {self.model.config.num_labels} classes apart; this page shows two.")
         training = read_result_file(name)
@@ -233,7 +244,7 @@ def read_result_file(name: str) -> dict:
         if place is not None and Path(place).is_file():
             try:
                 return json.loads(Path(place).read_text(encoding="utf-8"))
-            except ValueError:  # damaged: the model is as good without it
+            except (ValueError, RecursionError):  # damaged: the model is as good without it
                 return {}
     return {}
 

@@ -211,7 +211,7 @@ def test_page_of_ones_own_evaluation_shows_its_cases(folder):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("results/a.json", "{", "is no JSON"),
+        ("results/a.json", "{", "is not JSON"),
         ("results/a.json", "[1]", "is no result"),
         ("results/a.json", '{"scores": {}}', "is no result"),
         ("a.yaml", yaml.safe_dump({"recipe": {"data": "x", "commands": []}}), "does not say its cost, expected"),

@@ -38,6 +38,8 @@ _SIDE_WORD = {
     axis: re.compile(rf"(?<![^\W\d_])(?:{'|'.join(partner)})(?![^\W\d_])", re.IGNORECASE)
     for axis, partner in _PARTNER.items()
 }
+# What Python makes of bytes that are no text; no tokenizer and no file takes it.
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def normalize_prompt(text: str | None) -> str | None:
@@ -50,12 +52,14 @@ def normalize_prompt(text: str | None) -> str | None:
         The sentence, or None where nothing is left of it.
 
     Raises:
-        ValueError: `text` is something else.
+        ValueError: `text` is something else, or no text that could be written down.
     """
     if text is None or (isinstance(text, float) and text != text):  # only NaN differs from itself
         return None
     if not isinstance(text, str):
         raise ValueError(f"A prompt is a sentence or None: turn {text!r} ({type(text).__name__}) into a string first.")
+    if not text.isascii() and _HALF_CHARACTER.search(text):
+        raise ValueError(f"The prompt {text[:60]!r} holds a broken character: write it in UTF-8.")
     return " ".join(text.split()) or None
 
 

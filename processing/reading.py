@@ -1,0 +1,47 @@
+# Copyright 2026 The TAMISeg authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Files as people send them: whatever a library says of a broken one, and JSON, in one plain sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+
+def reason(error: Exception) -> str:
+    """What a library says, fit for parentheses: one line of at most 200 letters, no addresses of its objects."""
+    said = re.sub(r"<\S+ object at \w+>", "", re.sub(r"<class '([\w.]+)'>", r"\1", str(error)))
+    return " ".join(said.split())[:200] or type(error).__name__
+
+
+def parse_json(content: str | bytes, where: str, remedy: str = "write it anew"):
+    """The value that is written there.
+
+    Raises:
+        ValueError: it is no JSON, not in a Unicode encoding, nested too deeply, or holds half a character; the
+            sentence begins with `where` and ends with `remedy`.
+    """
+    try:
+        value = json.loads(content)
+        json.dumps(value, ensure_ascii=False).encode()  # fails for "\ud800", which no file could hold again
+    except RecursionError as error:
+        raise ValueError(f"{where} is not JSON that can be read (nested too deeply): {remedy}.") from error
+    except UnicodeError as error:
+        raise ValueError(f"{where} is not in UTF-8 ({error.reason}): {remedy}.") from error
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON ({error}): {remedy}.") from error
+    return value
+
+
+def read_json(path: str | Path, kind: type = dict, remedy: str = "write it anew"):
+    """The value in a file, which must be of a kind.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: as `parse_json`, or it holds something else.
+    """
+    value = parse_json(Path(path).read_bytes(), f"'{path}'", remedy)
+    if not isinstance(value, kind):
+        raise ValueError(f"'{path}' holds no JSON {'object' if kind is dict else 'list'}: {remedy}.")
+    return value
