@@ -270,10 +270,10 @@ def run(arguments) -> None:
         write_table(output / "cases.csv", cases)
         by_arm = {arm: [case for case in cases if case["arm"] == arm] for arm in arms}
         units = [kind for kind, _ in {unit_of(case) for case in cases}]
-        told = {name: getattr(arguments, name) for name in ("model", *OPTIONS)}
+        told = {**{name: getattr(arguments, name) for name in OPTIONS}, "arms": names}
         result = {
-            **receipt(command_of(arguments, names), weights, arguments.seed, str(accelerator.device)),
-            "arguments": without_folders({**told, "arms": names}),
+            **receipt(command_of("evaluate", arguments.model, told), weights, arguments.seed, str(accelerator.device)),
+            "arguments": without_folders({"model": arguments.model, **told}),
             "split": arguments.split,
             "scores": {
                 arm: {
@@ -364,13 +364,13 @@ def receipt(command: str, weights_sha256: str | None, seed: int, device: str) ->
     }
 
 
-def command_of(arguments, arms: list[str]) -> str:
-    """The command that gives this result, however it was resumed."""
-    words = ["tamiseg", "evaluate", arguments.model]
-    for name in OPTIONS:
-        if (value := getattr(arguments, name)) is not None:
-            words += [f"--{name}", str(value)]
-    return shlex.join([*words, "--arms", *arms])
+def command_of(command: str, subject: str, options: dict) -> str:
+    """The command of `tamiseg` that gives a result; options that are None are left out."""
+    words = ["tamiseg", command, subject]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
 
 
 def write_journal(path: Path, identity: dict, cases: list[dict]) -> None:

@@ -103,6 +103,32 @@ def write_cases(cases: list[dict], output: str | Path) -> None:
     figure.savefig(output, dpi=72)
 
 
+def write_words(cases: list[dict], output: str | Path, words: int = 5) -> None:
+    """Draws a row per case: the picture with the contour of its mask (orange), and what the pixels attend to each of
+    the words that get the most, each on a scale of its own.
+
+    Args:
+        cases: dicts with `image` (PIL, RGB), `mask` (bool (height, width)), `sentence`, its `words` (strings) and
+            their `maps` (float (words, rows, columns)).
+        output: PNG to write.
+        words: how many, at most.
+    """
+    figure, axes = _figure(len(cases), words + 1, (2.6 * (words + 1), 3 * len(cases)))
+    for case, (first, *rest) in zip(cases, np.reshape(axes, (-1, words + 1)), strict=True):
+        first.imshow(case["image"])
+        if case["mask"].any() and not case["mask"].all():
+            first.contour(case["mask"], levels=[0.5], colors=ORANGE, linewidths=1.5)
+        first.set_title(case["sentence"], fontsize=9, loc="left")
+        most = np.argsort(-case["maps"].mean(axis=(1, 2)), kind="stable")
+        for place, at in zip(rest, most, strict=False):
+            place.imshow(case["maps"][at], cmap="viridis")
+            place.set_xlabel(f"{case['words'][at]}: {100 * case['maps'][at].mean():.1f} %", fontsize=9)
+        for place in (first, *rest):
+            place.set(xticks=[], yticks=[])
+            place.set_frame_on(False)
+    figure.savefig(output, dpi=72)
+
+
 def write_scores(scores: dict[str, dict], output) -> None:
     """Draws Dice in both conventions for each arm, with its interval where there is one.
 
