@@ -26,15 +26,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .arms import text_arms
-from .metrics import confusion, dice, mean_with_interval
+from .arms import ARMS, text_arms
+from .findings import FEWEST
+from .metrics import confusion, dice, in_percent, mean_with_interval
 from .prompts import SWAPS, names_side, normalize_prompt
 from .sentences import compare
 
 
 AGREEMENT_ARMS = ("full_text", "no_text", "shuffled_text", "wrong_side")
 OPTIONS = ("dataset", "split", "max_rows", "seed", "output")
-FEWEST = 5  # rows that must share a word for it to be told
 MOST = 30  # words that are told
 
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
@@ -70,6 +70,7 @@ def run(arguments) -> None:
     from .image_processing_tamiseg import IGNORE_INDEX, TAMISegImageProcessor
     from .model_card import describe_rows
     from .plots import write_words
+    from .report import as_markdown
 
     rows = load_rows(arguments.dataset, arguments.split, max_rows=arguments.max_rows)
     prompts = [normalize_prompt(prompt) for prompt in column(rows, "prompt")]
@@ -118,8 +119,8 @@ def run(arguments) -> None:
     (output / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if drawn:
         write_words(drawn, output / "words.png")
-    print_summary(result["faithfulness"])
-    print(f"all of it in {output / 'result.json'}")
+    print(as_markdown(tables(result["faithfulness"])))
+    print(f"\nall of it in {output / 'result.json'}")
 
 
 # Words and sides of a sentence
@@ -364,26 +365,50 @@ def by_word(cases: Sequence[dict]) -> list[dict]:
     return sorted(told, key=lambda word: (-word["change"], word["word"]))[:MOST]
 
 
-def print_summary(found: dict) -> None:
-    """The findings in %, with intervals."""
+def tables(found: dict) -> list[str | list[list[str]]]:
+    """What `summarize` gives, as paragraphs and tables (the first row of each is its head)."""
 
-    def percent(some: dict) -> str:
-        if some["mean"] is None:
-            return "-"
-        low, high = some["interval"]
-        return f"{100 * some['mean']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    def cell(some: dict | None) -> str:
+        return "-" if some is None else in_percent(some["mean"], some["interval"])
 
     side, words = found["side"], found["words"]
-    print(f"\n{found['rows']} rows with a sentence; in brackets 95 % intervals")
-    print(
-        f"other side named ({side['moved']['cases']} rows): {percent(side['before'])} of the mask lies there before, "
-        f"{percent(side['after'])} after; emptied {percent(side['emptied'])}"
-    )
+    names = dict.fromkeys(name for kinds in found["agreement"].values() for some in kinds.values() for name in some)
+    agreement = [["mask under", "compared with", *(name.replace("_", " ") for name in names)]]
     for arm, kinds in found["agreement"].items():
-        for kind, attributes in kinds.items():
-            told = ", ".join(f"{name} {percent(some)}" for name, some in attributes.items())
-            print(f"  {arm} agrees with the {'row' if kind == 'own' else 'sentence that was asked'}: {told}")
-    print(
-        f"without the most attended word the mask changes by {percent(words['change']['highest'])}, without another "
-        f"by {percent(words['change']['other'])}; rank correlation {percent(words['rank_correlation'])}"
-    )
+        for kind, some in kinds.items():
+            if kind == "asked" and arm == "full_text":
+                continue  # its own sentence is the one that was asked
+            with_what = "the row's own sentence" if kind == "own" else "the sentence that was asked"
+            title = "none: the truth" if arm == "truth" else ARMS[arm]
+            agreement.append([title, with_what, *(cell(some.get(name)) for name in names)])
+    left_out = {
+        "highest": "the word with the most attention",
+        "other": "another word, at random",
+        "lowest": "the word with the least attention",
+        "difference": "the most less another",
+    }
+    parts = [
+        f"{found['rows']} rows with a sentence. Where it names one half of the picture alone, the other half is named "
+        "instead: which share of the mask's area lies in that half? Over the "
+        f"{side['moved']['cases']} rows whose mask holds something before and after; {cell(side['emptied'])} of the "
+        "masks were emptied.",
+        [["before", "after", "moved"], [cell(side[name]) for name in ("before", "after", "moved")]],
+        "How often the mask bears out what a sentence states (each zone: the share of the six zones told alike). What "
+        "the truth reaches is the most that these rules can give.",
+        agreement,
+        "One word is left out: how far the mask changes (1 - Dice of both masks), and how much Dice is lost.",
+        [
+            ["left out", "change of the mask", "Dice lost"],
+            *([title, cell(words["change"][name]), cell(words["loss"][name])] for name, title in left_out.items()),
+        ],
+        f"{cell(words['on_words'])} of the attention goes to words, the rest to punctuation and special tokens. Rank "
+        f"correlation of attention and change over the words of a sentence, times 100: "
+        f"{cell(words['rank_correlation'])}.",
+    ]
+    if words["by_word"]:
+        columns = ("attention", "change", "loss")
+        by_word = [["word", "rows", "attention", "change of the mask", "Dice lost"]]
+        for word in words["by_word"]:
+            by_word.append([word["word"], str(word["rows"]), *(in_percent(word[name]) for name in columns)])
+        parts.append(by_word)
+    return parts

@@ -294,6 +294,13 @@ def mean_with_interval(cases: Sequence[dict], values: Sequence[float], seed: int
     return {"mean": float(np.mean(values)), "interval": interval, "cases": len(cases)}
 
 
+def in_percent(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """A share as tables say it: "81.23 [80.10, 82.30]"; a dash where there is none."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f}" + (f" [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]" if interval else "")
+
+
 def resample(
     cases: Sequence[dict], terms: Sequence[Sequence[float]], seed: int = 0, resamples: int = RESAMPLES
 ) -> np.ndarray:

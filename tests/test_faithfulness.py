@@ -4,6 +4,9 @@
 tells of no single case."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,7 +150,7 @@ def test_the_command(model, tmp_path, capsys):
     assert all(0 <= some["mean"] <= 1 for some in found["words"]["change"].values() if some["mean"] >= 0)
     assert Image.open(tmp_path / "one" / "words.png").width > 500
     said = capsys.readouterr().out
-    assert "9 rows with a sentence" in said and "most attended word" in said
+    assert "9 rows with a sentence" in said and "the word with the most attention" in said
 
 
 def test_bad_calls_get_one_sentence(model, tmp_path, capsys):
@@ -160,6 +163,21 @@ def test_bad_calls_get_one_sentence(model, tmp_path, capsys):
     (data / "metadata.jsonl").write_text(json.dumps({"image_file_name": "a.png", "mask_file_name": "a.png"}))
     assert call(model, tmp_path / "out", "--dataset", str(data.parent)) == 2
     assert "no row of split 'test' has a sentence" in capsys.readouterr().err
+
+
+def test_docs_do_what_they_say(model, tmp_path, monkeypatch):
+    document = (Path(__file__).parent.parent / "docs" / "analysis.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^tamiseg analyse-prompts .*$", document, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/best").symlink_to(model)
+    Path("my_data/test").mkdir(parents=True)
+    Image.effect_noise((40, 32), 60).save("my_data/test/a.png")
+    Image.new("L", (40, 32)).save("my_data/test/a-mask.png")
+    line = {"image_file_name": "a.png", "mask_file_name": "a-mask.png", "prompt": "left lung, lesion"}
+    Path("my_data/test/metadata.jsonl").write_text(json.dumps(line))
+    assert main(shlex.split(command)[1:]) == 0
+    assert Path("runs/mine/prompts/result.json").is_file()
 
 
 def test_normal_passes_keep_no_attention(model):
