@@ -40,6 +40,7 @@ class TextImageAlignment(nn.Module):
         text_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
+        kept: list | None = None,
     ) -> list[torch.Tensor]:
         """
         Args:
@@ -47,6 +48,8 @@ class TextImageAlignment(nn.Module):
             text_states: `(batch_size, sequence_length, text_hidden_size)`, or `None` where nobody has text.
             attention_mask: `(batch_size, sequence_length)`, 1 for words and 0 for padding; a row of zeros has no text.
             region: top, left, bottom and right of what the maps show, in shares of the whole picture.
+            kept: takes the weights of both attentions, `(batch_size, num_attention_heads, pixels, sequence_length)`
+                with the pixels of all maps in their order, row by row.
 
         Returns:
             Maps of the shapes that came in.
@@ -57,7 +60,7 @@ class TextImageAlignment(nn.Module):
         tokens = torch.cat([feature_map.flatten(2).transpose(1, 2) for feature_map in feature_maps], dim=1)
         positions = torch.cat([position_code(h, w, self.width, region, like=tokens) for h, w in sizes])
         for attention in self.attentions:
-            tokens = tokens + attention(tokens, positions, words, mask)
+            tokens = tokens + attention(tokens, positions, words, mask, kept)
         tokens = tokens + self.feed_forward(tokens)
         maps = tokens.split([h * w for h, w in sizes], dim=1)
         return [m.transpose(1, 2).unflatten(2, size) for m, size in zip(maps, sizes, strict=True)]
@@ -94,11 +97,13 @@ class TextCrossAttention(nn.Module):
         self.value = nn.Linear(width, inner, bias=False)
         self.output = nn.Linear(inner, width)
 
-    def forward(self, tokens, positions, words, mask) -> torch.Tensor:
+    def forward(self, tokens, positions, words, mask, kept: list | None = None) -> torch.Tensor:
         """
         Args:
             tokens: `(batch_size, tokens, hidden_size)`. positions: `(tokens, hidden_size)`.
             words: `(batch_size, words, hidden_size)`. mask: bool `(batch_size, words)`, `True` for what may be read.
+            kept: takes the weights, `(batch_size, heads, tokens, words)`. Handed in, because weights that came back
+                with the result would live longer in every forward pass.
 
         Returns:
             What is to be added to `tokens`, of the same shape.
@@ -108,6 +113,8 @@ class TextCrossAttention(nn.Module):
         unread = unread.repeat(1, self.heads)[:, None]  # (batch, 1, heads * words), added while multiplying
         attention = torch.baddbmm(unread, self.norm(tokens) + positions, scores)
         attention = attention.unflatten(-1, (self.heads, -1)).softmax(dim=-1)
+        if kept is not None:
+            kept.append(attention.transpose(1, 2))
         return torch.baddbmm(self.output.bias, attention.flatten(2), values)
 
     def sentence_matrices(self, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

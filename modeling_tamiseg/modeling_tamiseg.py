@@ -184,6 +184,7 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
         labels: torch.LongTensor | None = None,
         region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
         vision_hidden_states: tuple[torch.FloatTensor, ...] | None = None,
+        output_attentions: bool = False,
         **kwargs,
     ) -> TAMISegImageSegmentationOutput:
         """
@@ -203,6 +204,7 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
                 "left" keeps its meaning in a tile.
             vision_hidden_states: from [`get_image_features`] or an earlier output for these very pictures, which are
                 then not encoded again.
+            output_attentions: whether `cross_attentions` come back: what each pixel read of each word.
 
         Raises:
             ValueError: if both `input_ids` and `text_embeds` are given, or the text is not one row per question.
@@ -230,7 +232,8 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
         scales, details = self.decoder.read_image(vision_hidden_states)
         if image_indices is not None:
             scales, details = [m[image_indices] for m in scales], [m[image_indices] for m in details]
-        aligned = self.alignment(scales, text_embeds, attention_mask, region)
+        cross_attentions = [] if output_attentions else None
+        aligned = self.alignment(scales, text_embeds, attention_mask, region, cross_attentions)
         padded_size = [side * self.config.vision_strides[0] for side in vision_hidden_states[0].shape[-2:]]
         logits = self.decoder(aligned, details, padded_size)[..., : size[0], : size[1]]
 
@@ -249,6 +252,7 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
             vision_hidden_states=vision_hidden_states,
             text_hidden_states=text_embeds,
             image_indices=image_indices,
+            cross_attentions=tuple(cross_attentions) if output_attentions else None,
         )
 
     @torch.no_grad()

@@ -23,6 +23,11 @@ class TAMISegImageSegmentationOutput(ModelOutput):
             The text encoder's states, or `text_embeds` as given; `None` where the whole batch came without text.
         image_indices (`torch.LongTensor` of shape `(num_sentences,)`, returned when given):
             Which picture each row of `logits` is of.
+        cross_attentions (`tuple` of two `torch.FloatTensor` of shape `(num_sentences, num_attention_heads, pixels,
+            sequence_length)`, returned when `output_attentions=True`):
+            What the pixels read of each token, in [0, 1] with a sum of 1 over the tokens. The pixels are those of the
+            four scales, finest first and row by row; scales finer than `alignment_stride` have its grid. Without text
+            every token is the null prompt.
     """
 
     loss: torch.FloatTensor | None = None
@@ -30,6 +35,7 @@ class TAMISegImageSegmentationOutput(ModelOutput):
     vision_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     text_hidden_states: torch.FloatTensor | None = None
     image_indices: torch.LongTensor | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass

@@ -5,11 +5,11 @@
 import argparse
 import sys
 
-from . import comparison, data_commands, demo, evaluation, export, hub, predict, report
+from . import comparison, data_commands, demo, evaluation, export, faithfulness, hub, predict, report, transfer
 
 
 # Modules with an `add_command(commands)`; heavy imports wait until the command runs, so that --help is quick.
-ROOMS = (data_commands, predict, evaluation, comparison, report, export, hub, demo)
+ROOMS = (data_commands, predict, evaluation, comparison, faithfulness, transfer, report, export, hub, demo)
 
 
 def main(argv=None) -> int:

@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from .arms import ARMS, text_arms
+from .findings import pair_arms, score_findings
 from .metrics import SegmentationMeter, bootstrap, score_case, unit_of
 from .model_card import describe_rows
 from .reading import read_json
@@ -271,10 +272,10 @@ def run(arguments) -> None:
         write_table(output / "cases.csv", cases)
         by_arm = {arm: [case for case in cases if case["arm"] == arm] for arm in arms}
         units = [kind for kind, _ in {unit_of(case) for case in cases}]
-        told = {name: getattr(arguments, name) for name in ("model", *OPTIONS)}
+        told = {**{name: getattr(arguments, name) for name in OPTIONS}, "arms": names}
         result = {
-            **receipt(command_of(arguments, names), weights, arguments.seed, str(accelerator.device)),
-            "arguments": without_folders({**told, "arms": names}),
+            **receipt(command_of("evaluate", arguments.model, told), weights, arguments.seed, str(accelerator.device)),
+            "arguments": without_folders({"model": arguments.model, **told}),
             "split": arguments.split,
             "scores": {
                 arm: {
@@ -286,6 +287,8 @@ def run(arguments) -> None:
                 }
                 for arm, some in by_arm.items()
             },
+            "findings": score_findings(by_arm, prompts, arguments.seed),
+            "paired": pair_arms(by_arm, arguments.seed),
             "intervals_over": {"patients": units.count("patient"), "pictures": units.count("picture")},
             "surface": identity["surface"],
             "data": identity["data"],
@@ -293,7 +296,7 @@ def run(arguments) -> None:
         }
         (output / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         if arguments.pictures:
-            draw(segment, rows, by_arm[names[0]], arguments.pictures, output)
+            draw(segment, rows, by_arm, arguments.pictures, output)
         print_scores(result, by_arm[names[0]], output)
     accelerator.end_training()
 
@@ -311,22 +314,29 @@ def build(name: str, adapter: str | None, device) -> tuple:
         return make(name), hash_weights(path) if path.exists() else None
 
     import torch
-    from huggingface_hub import snapshot_download
 
-    from .hub import in_plain_words
     from .predict import check_model_folder, load
 
     check_model_folder(name)
-    folder = Path(name)
-    if not folder.is_dir():
-        with in_plain_words(name):
-            folder = Path(snapshot_download(name))
+    folder = local_folder(name)
     if read_json(folder / "config.json").get("architectures") == ["TAMISegForConsistencyPretraining"]:
         raise ValueError(f"'{name}' is a model of the first stage, without a decoder: give one of --stage finetune.")
     model, processor = load(str(folder))
     # Channels last as in training, so that both give the same numbers.
     model = model.to(device, memory_format=torch.channels_last)
     return Segmenter(model, processor), hash_weights(folder)
+
+
+def local_folder(name: str) -> Path:
+    """The folder of a model, which is fetched first where it is an id of the Hub."""
+    from huggingface_hub import snapshot_download
+
+    from .hub import in_plain_words
+
+    if Path(name).is_dir():
+        return Path(name)
+    with in_plain_words(name):
+        return Path(snapshot_download(name))
 
 
 def hash_weights(path: Path) -> str:
@@ -364,13 +374,13 @@ def receipt(command: str, weights_sha256: str | None, seed: int, device: str) ->
     }
 
 
-def command_of(arguments, arms: list[str]) -> str:
-    """The command that gives this result, however it was resumed."""
-    words = ["tamiseg", "evaluate", arguments.model]
-    for name in OPTIONS:
-        if (value := getattr(arguments, name)) is not None:
-            words += [f"--{name}", str(value)]
-    return shlex.join([*words, "--arms", *arms])
+def command_of(command: str, subject: str, options: dict) -> str:
+    """The command of `tamiseg` that gives a result; options that are None are left out."""
+    words = ["tamiseg", command, subject]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
 
 
 def write_journal(path: Path, identity: dict, cases: list[dict]) -> None:
@@ -423,23 +433,33 @@ def write_table(path: Path, cases: list[dict]) -> None:
         writer.writerows(cases)
 
 
-def draw(segment, rows, cases: list[dict], count: int, output: Path) -> None:
-    """Writes worst.png and qualitative.png: the worst cases, and cases evenly from the worst to the best."""
+def draw(segment, rows, by_arm: dict[str, list[dict]], count: int, output: Path) -> None:
+    """Writes worst.png and qualitative.png: the worst cases of the first arm, and cases evenly from the worst to the
+    best; where there are several arms also sentences.png: the latter under the sentence of each."""
     from .data import read_pair
     from .image_processing_tamiseg import IGNORE_INDEX, TAMISegImageProcessor
-    from .plots import write_cases
+    from .plots import write_cases, write_sentences
 
     reader = TAMISegImageProcessor(num_labels=getattr(segment, "num_labels", 2))
-    ranked = sorted(cases, key=lambda case: case["dice"])
+    first = next(iter(by_arm.values()))
+    ranked = sorted(range(len(first)), key=lambda at: first[at]["dice"])
     evenly = np.unique(np.linspace(0, len(ranked) - 1, count).round().astype(int))
+
+    def show(at: int, arms: Sequence[str]) -> list[dict]:
+        cases = [by_arm[arm][at] for arm in arms]
+        pair = read_pair(rows, cases[0]["index"], reader)
+        (answers,) = segment([pair["image"]], [[case["sentence"] for case in cases]])
+        truth = ~np.isin(np.asarray(pair["mask"]), (0, IGNORE_INDEX))
+        return [
+            {**case, "image": pair["image"], "truth": truth, "mask": mask, "probability": probability}
+            for case, (mask, probability) in zip(cases, answers, strict=True)
+        ]
+
+    arms = list(by_arm)
     for name, chosen in (("worst.png", ranked[:count]), ("qualitative.png", [ranked[rank] for rank in evenly])):
-        shown = []
-        for case in chosen:
-            pair = read_pair(rows, case["index"], reader)
-            (((mask, probability),),) = segment([pair["image"]], [[case["sentence"]]])
-            truth = ~np.isin(np.asarray(pair["mask"]), (0, IGNORE_INDEX))
-            shown.append({**case, "image": pair["image"], "truth": truth, "mask": mask, "probability": probability})
-        write_cases(shown, output / name)
+        write_cases([case for at in chosen for case in show(at, arms[:1])], output / name)
+    if len(arms) > 1:
+        write_sentences([show(ranked[rank], arms) for rank in evenly], output / "sentences.png")
 
 
 def print_scores(result: dict, cases: list[dict], output: Path) -> None:

@@ -262,17 +262,8 @@ def bootstrap(cases: Sequence[dict], seed: int = 0, resamples: int = RESAMPLES) 
         dice_per_image_interval, iou_per_image_interval, dice_global_interval, iou_global_interval,
         precision_interval, recall_interval: [2.5th, 97.5th percentile] of what `SegmentationMeter.compute` would say.
     """
-    # Per unit, the sums from which each score is made: a resample only adds them up, each as often as it was drawn.
-    units = {unit: number for number, unit in enumerate(dict.fromkeys(map(unit_of, cases)))}
-    sums = np.zeros((len(units), 6))
-    for case in cases:
-        sums[units[unit_of(case)]] += [case["tp"], case["fp"], case["fn"], case["dice"], case["iou"], 1]
-    random = np.random.default_rng(seed)
-    drawn = []
-    for start in range(0, resamples, 100):  # a hundred at a time: their table has a column per unit
-        times = random.multinomial(len(units), np.full(len(units), 1 / len(units)), size=min(100, resamples - start))
-        drawn.append(np.einsum("rn,ns->rs", times.astype(np.float64), sums))  # adds in one order, unlike a BLAS
-    tp, fp, fn, dices, ious, count = np.concatenate(drawn).T
+    terms = [[case["tp"], case["fp"], case["fn"], case["dice"], case["iou"], 1] for case in cases]
+    tp, fp, fn, dices, ious, count = resample(cases, terms, seed, resamples).T
     all_empty = tp + fp + fn == 0
     scores = {
         "dice_per_image": dices / count,
@@ -283,6 +274,48 @@ def bootstrap(cases: Sequence[dict], seed: int = 0, resamples: int = RESAMPLES) 
         "recall": _share(tp, fn, of_nothing=all_empty),
     }
     return {f"{name}_interval": np.percentile(values, [2.5, 97.5]).tolist() for name, values in scores.items()}
+
+
+def mean_with_interval(cases: Sequence[dict], values: Sequence[float], seed: int = 0) -> dict:
+    """The mean of one value per case, with the interval of `bootstrap`.
+
+    Args:
+        cases: dicts with `name` and `patient_id`.
+        values: as many numbers.
+        seed: of the draws.
+
+    Returns:
+        `mean`, `interval` [2.5th, 97.5th percentile], and `cases`, their number; the first two None without a case.
+    """
+    if not len(cases):
+        return {"mean": None, "interval": None, "cases": 0}
+    sums, counts = resample(cases, [[value, 1] for value in values], seed).T
+    interval = np.percentile(sums / counts, [2.5, 97.5]).tolist()
+    return {"mean": float(np.mean(values)), "interval": interval, "cases": len(cases)}
+
+
+def in_percent(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """A share as tables say it: "81.23 [80.10, 82.30]"; a dash where there is none."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f}" + (f" [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]" if interval else "")
+
+
+def resample(
+    cases: Sequence[dict], terms: Sequence[Sequence[float]], seed: int = 0, resamples: int = RESAMPLES
+) -> np.ndarray:
+    """Sums of each case's terms over units drawn with replacement, see `unit_of`: float64 (resamples, terms)."""
+    # Per unit, the sums from which each score is made: a resample only adds them up, each as often as it was drawn.
+    units = {unit: number for number, unit in enumerate(dict.fromkeys(map(unit_of, cases)))}
+    sums = np.zeros((len(units), len(terms[0])))
+    for case, some in zip(cases, terms, strict=True):
+        sums[units[unit_of(case)]] += some
+    random = np.random.default_rng(seed)
+    drawn = []
+    for start in range(0, resamples, 100):  # a hundred at a time: their table has a column per unit
+        times = random.multinomial(len(units), np.full(len(units), 1 / len(units)), size=min(100, resamples - start))
+        drawn.append(np.einsum("rn,ns->rs", times.astype(np.float64), sums))  # adds in one order, unlike a BLAS
+    return np.concatenate(drawn)
 
 
 def unit_of(case: dict) -> tuple[str, str]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import gc
 import json
+import textwrap
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,23 @@ def write_examples(model, processor, output: str | Path, pictures: int = 4) -> N
     figure.savefig(output, dpi=72)
 
 
+def write_sentences(pictures: list[list[dict]], output: str | Path) -> None:
+    """Draws a picture per row, under each of its sentences, coloured as in `write_examples`.
+
+    Args:
+        pictures: for each its cases, as many for all, as `write_cases` takes them, with their `arm`.
+        output: PNG to write.
+    """
+    columns = len(pictures[0])
+    figure, axes = _figure(len(pictures), columns, (3.6 * columns, 3.8 * len(pictures)))
+    for case, place in zip((case for some in pictures for case in some), np.ravel(axes), strict=True):
+        place.imshow(_agreement(case["image"], case["truth"], case["mask"]))
+        sentence = textwrap.fill(case["sentence"] or "no sentence", 48)
+        place.set_title(f"{case['name']}, {case['arm']}, Dice {100 * case['dice']:.1f}\n{sentence}", fontsize=8)
+        place.axis("off")
+    figure.savefig(output, dpi=72)
+
+
 def write_cases(cases: list[dict], output: str | Path) -> None:
     """Draws a row per case, in the given order: the picture, the contours of truth (green) and mask (orange), where
     both agree in green, only the mask in orange, only the truth in blue, and the probability on a scale from 0 to 1.
@@ -108,6 +127,32 @@ def write_cases(cases: list[dict], output: str | Path) -> None:
     figure.savefig(output, dpi=72)
 
 
+def write_words(cases: list[dict], output: str | Path, words: int = 5) -> None:
+    """Draws a row per case: the picture with the contour of its mask (orange), and what the pixels attend to each of
+    the words that get the most, each on a scale of its own.
+
+    Args:
+        cases: dicts with `image` (PIL, RGB), `mask` (bool (height, width)), `sentence`, its `words` (strings) and
+            their `maps` (float (words, rows, columns)).
+        output: PNG to write.
+        words: how many, at most.
+    """
+    figure, axes = _figure(len(cases), words + 1, (2.6 * (words + 1), 3 * len(cases)))
+    for case, (first, *rest) in zip(cases, np.reshape(axes, (-1, words + 1)), strict=True):
+        first.imshow(case["image"])
+        if case["mask"].any() and not case["mask"].all():
+            first.contour(case["mask"], levels=[0.5], colors=ORANGE, linewidths=1.5)
+        first.set_title(case["sentence"], fontsize=9, loc="left")
+        most = np.argsort(-case["maps"].mean(axis=(1, 2)), kind="stable")
+        for place, at in zip(rest, most, strict=False):
+            place.imshow(case["maps"][at], cmap="viridis")
+            place.set_xlabel(f"{case['words'][at]}: {100 * case['maps'][at].mean():.1f} %", fontsize=9)
+        for place in (first, *rest):
+            place.set(xticks=[], yticks=[])
+            place.set_frame_on(False)
+    figure.savefig(output, dpi=72)
+
+
 def write_scores(scores: dict[str, dict], output) -> None:
     """Draws Dice in both conventions for each arm, with its interval where there is one.
 
@@ -127,6 +172,71 @@ def write_scores(scores: dict[str, dict], output) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("Dice in %")
     axes.legend(frameon=False)
+    figure.savefig(output, dpi=80)
+
+
+def write_findings(findings: dict[str, dict[str, dict]], titles: dict[str, str], output) -> None:
+    """Draws the Dice per image of each finding under each arm, with the intervals of the first arm.
+
+    Args:
+        findings: of `score_findings`, not empty.
+        titles: of the arms.
+        output: PNG to write, or an open file.
+    """
+    groups = [
+        (f"{attribute}: {value}", some) for attribute, values in findings.items() for value, some in values.items()
+    ]
+    figure, axes = _figure(1, 1, (9, 1.2 + 0.32 * len(groups)))
+    places = np.arange(len(groups))
+    for number, arm in enumerate(groups[0][1]["scores"]):
+        scores = [some["scores"][arm] for _, some in groups]
+        if number == 0:
+            intervals = np.array([score["dice_per_image_interval"] for score in scores])
+            axes.hlines(places, *(100 * intervals.T), color=BLUE)
+        axes.plot(
+            [100 * score["dice_per_image"] for score in scores], places, "o", color=f"C{number}", label=titles[arm]
+        )
+    axes.set_yticks(places, [f"{title} ({some['cases']})" for title, some in groups])
+    axes.invert_yaxis()
+    axes.set_xlabel("Dice per image in %; in brackets the cases")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(output, dpi=80)
+
+
+def write_pairs(by_arm: dict[str, list[float]], output) -> None:
+    """Draws one picture under several sentences: the Dice of each case under each arm over that under the first.
+
+    Args:
+        by_arm: Dice in [0, 1] by the arm's title, in one order of cases; two arms or more.
+        output: PNG to write, or an open file.
+    """
+    (title, first), *others = by_arm.items()
+    columns = min(4, len(others))
+    rows = -(-len(others) // columns)
+    figure, axes = _figure(rows, columns, (3.4 * columns, 3.5 * rows))
+    for place, pair in zip_longest(np.ravel(axes), others):
+        if pair is None:
+            place.axis("off")
+            continue
+        place.plot([0, 100], [0, 100], color=GREY, linewidth=1)
+        place.plot(100 * np.array(first), 100 * np.array(pair[1]), "o", color=BLUE, markersize=3, alpha=0.4)
+        place.set(title=pair[0], xlabel=f"Dice with {title}", aspect="equal")
+    figure.savefig(output, dpi=80)
+
+
+def write_tokens(pictures: dict[str, np.ndarray], cells: dict[str, np.ndarray], output) -> None:
+    """Draws features in two planes: of pictures by their kind, and of cells by what they show.
+
+    Args:
+        pictures, cells: points (points, 2) by title, two titles each.
+        output: PNG to write, or an open file.
+    """
+    figure, both = _figure(1, 2, (10, 4.6))
+    for axes, points, title in zip(both, (pictures, cells), ("Pictures", "Cells of medical pictures"), strict=True):
+        for (name, some), colour in zip(points.items(), (BLUE, ORANGE), strict=True):
+            axes.plot(*some.T, "o", color=colour, markersize=3, alpha=0.4, label=f"{name} ({len(some)})")
+        axes.set(title=f"{title}, plane of largest variance", xticks=[], yticks=[])
+        axes.legend(frameon=False, fontsize=8)
     figure.savefig(output, dpi=80)
 
 

@@ -5,9 +5,9 @@
     tamiseg report                                                    # docs/results.md, report.html, the queue of runs
     tamiseg report --results runs/mine/test --output runs/mine/test   # of an evaluation of one's own
 
-A folder of results holds what `train_hf.py` and `tamiseg evaluate` wrote, under any name that ends in `.json`; several
-seeds of one recipe are called `NAME-seed0.json`, `NAME-seed1.json`, ... Recipes are the YAML files beside that folder
-that have a `recipe` entry, see `experiments/README.md`.
+A folder of results holds what `train_hf.py`, `tamiseg evaluate`, `analyse-prompts` and `analyse-teacher` wrote, under
+any name that ends in `.json`; several seeds of one recipe are called `NAME-seed0.json`, `NAME-seed1.json`, ... Recipes
+are the YAML files beside that folder that have a `recipe` entry, see `experiments/README.md`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from . import faithfulness, findings, transfer
 from .ablations import ablations_page, load_summaries
 from .arms import ARMS
 from .model_card import METRICS, as_written
@@ -71,6 +72,7 @@ HEADS = METRICS | {
     "empty_target_false_positive_rate": "False alarms",
 }
 IN_UNITS = {"hd95"}  # all others are shares, shown in %
+KINDS = {"scores", "faithfulness", "transfer"}  # of results, by the entry that holds their numbers
 QUEUE_MARK = "<!-- From here on written by `tamiseg report`. -->"
 
 CONVENTIONS = (
@@ -128,7 +130,8 @@ def load_results(folder: Path) -> dict[str, dict]:
     results = {}
     for path in sorted(folder.glob("*.json")):
         result = parse_json(path.read_bytes(), f"'{path}'", "write it again or move it away")
-        if not isinstance(result, dict) or not {"scores", "command", "split", "arguments"} <= result.keys():
+        named = {"command", "split", "arguments"}
+        if not isinstance(result, dict) or not named <= result.keys() or not result.keys() & KINDS:
             raise ValueError(f"'{path}' is no result of train_hf.py or tamiseg evaluate: move it away.")
         results[path.stem] = result
     return results
@@ -177,7 +180,8 @@ def results_page(results: dict[str, dict], recipes: dict[str, dict]) -> str:
         parts.append("There is no result file yet.")
     for data, names in sorted(by_data.items()):
         parts.append(f"## {data}")
-        seeds = {name: [other for other in names if recipe_of(other) == recipe_of(name)] for name in names}
+        scored = [name for name in names if "scores" in results[name]]
+        seeds = {name: [other for other in scored if recipe_of(other) == recipe_of(name)] for name in scored}
         if several := {recipe_of(name): group for name, group in seeds.items() if len(group) > 1}:
             parts.append(seed_table(several, results))
         for name in names:
@@ -194,12 +198,23 @@ def results_page(results: dict[str, dict], recipes: dict[str, dict]) -> str:
 
 
 def result_section(result: dict) -> str:
-    """One result in Markdown: scores by arm, the command that gave them, and the receipts."""
-    lines = table_lines(score_rows(result))
-    text = "\n".join(lines)
-    if flattering := selection_note(result):
-        text += f"\n\n{flattering}"
-    return f"{text}\n\n```bash\n{result['command']}\n```\n\n{receipts(result)}"
+    """One result in Markdown: its tables, the command that gave them, and the receipts."""
+    return f"{as_markdown(result_parts(result))}\n\n```bash\n{result['command']}\n```\n\n{receipts(result)}"
+
+
+def result_parts(result: dict) -> list[str | list[list[str]]]:
+    """One result as paragraphs and tables, for either page."""
+    if "transfer" in result:
+        return transfer.tables(result["transfer"])
+    notes = [note for note in [selection_note(result)] if note]
+    if "faithfulness" in result:
+        return [*faithfulness.tables(result["faithfulness"]), *notes]
+    return [score_rows(result), *notes, *findings.tables(result, ARMS)]
+
+
+def as_markdown(parts: Sequence[str | list[list[str]]]) -> str:
+    """Paragraphs and tables in Markdown."""
+    return "\n\n".join(part if isinstance(part, str) else "\n".join(table_lines(part)) for part in parts)
 
 
 def score_rows(result: dict) -> list[list[str]]:
@@ -234,7 +249,7 @@ def selection_note(result: dict) -> str:
     notes = []
     if result["split"] == "validation":
         notes.append("The validation split also chose which epoch's weights were kept, so it flatters them.")
-    if not any("dice_per_image_interval" in score for score in result["scores"].values()):
+    if "scores" in result and not any("dice_per_image_interval" in score for score in result["scores"].values()):
         notes.append("Intervals were not computed.")
     return " ".join(notes)
 
@@ -316,14 +331,15 @@ def html_page(results: dict[str, dict], folder: Path) -> str:
     sections = []
     for name, result in results.items():
         parts = [f"<h2>{escape(name)}: {escape(data_title(result))}</h2>"]
-        parts.append(html_table(score_rows(result)))
-        parts += [f"<p>{escape(note)}</p>" for note in [selection_note(result)] if note]
+        for part in result_parts(result):
+            parts.append(f"<p>{escape(part)}</p>" if isinstance(part, str) else html_table(part))
         parts.append(f"<pre>{escape(result['command'])}</pre><p>{escape(receipts(result).replace('`', ''))}</p>")
-        if marks := mark_rows(data_title(result)):
-            parts.append(html_table(marks))
-        parts += plots(result["scores"])
-        if name == "result" and (folder / "cases.csv").is_file():
-            parts += case_parts(folder)
+        if "scores" in result:
+            if marks := mark_rows(data_title(result)):
+                parts.append(html_table(marks))
+            parts += plots(result)
+        if name == "result":
+            parts += folder_parts(folder)
         sections.append("\n".join(parts))
     body = "\n".join(sections) or "<p>There is no result file yet.</p>"
     return (
@@ -335,36 +351,59 @@ def html_page(results: dict[str, dict], folder: Path) -> str:
     )
 
 
-def plots(scores: dict[str, dict]) -> list[str]:
-    from .plots import write_calibration, write_scores
+def plots(result: dict) -> list[str]:
+    from .plots import write_calibration, write_findings, write_scores
 
-    named = {ARMS.get(arm, arm): score for arm, score in scores.items()}
+    named = {ARMS.get(arm, arm): score for arm, score in result["scores"].items()}
     parts = [picture(lambda file: write_scores(named, file), "Dice of each arm, with 95 % intervals")]
     calibrated = {arm: score for arm, score in named.items() if "reliability" in score}
     if calibrated:
         words = "Calibration, and global Dice over the threshold"
         parts.append(picture(lambda file: write_calibration(calibrated, file), words))
+    if found := result.get("findings"):
+        parts.append(picture(lambda file: write_findings(found, ARMS, file), "Dice of each finding"))
     return parts
 
 
-def case_parts(folder: Path) -> list[str]:
-    """Pictures and the table of the cases of one evaluation, the worst first."""
-    from .plots import write_areas
+PICTURES = {
+    "worst.png": "The worst cases",
+    "qualitative.png": "Cases from worst to best",
+    "sentences.png": "One picture under several sentences, from worst to best",
+    "words.png": "What the pixels attend to",
+    "tokens.png": "The teacher's features in the plane of their largest variance",
+}
 
-    with open(folder / "cases.csv", encoding="utf-8", newline="") as file:
-        cases = list(csv.DictReader(file))
-    first = [case for case in cases if case["arm"] == cases[0]["arm"]]
-    first.sort(key=lambda case: float(case["dice"]))
-    parts = [picture(lambda file: write_areas(first, file), "Dice over the area of the target")]
-    for name, words in (("worst.png", "The worst cases"), ("qualitative.png", "Cases from worst to best")):
+
+def folder_parts(folder: Path) -> list[str]:
+    """What one command wrote beside its result: cases, the worst first, and pictures."""
+    parts = case_parts(folder / "cases.csv") if (folder / "cases.csv").is_file() else []
+    for name, words in PICTURES.items():
         if (folder / name).is_file():
-            parts.append(f"<h3>{words}</h3>")
-            parts.append(image((folder / name).read_bytes(), words))
-    rows = [["case", "patient", "Dice", "HD95", "surface Dice", "sentence"]]
-    for case in first:
+            parts += [f"<h3>{words}</h3>", image((folder / name).read_bytes(), words)]
+    return parts
+
+
+def case_parts(path: Path) -> list[str]:
+    """Plots and the table of the cases of one evaluation, the worst first."""
+    from .plots import write_areas, write_pairs
+
+    with open(path, encoding="utf-8", newline="") as file:
+        cases = list(csv.DictReader(file))
+    by_arm: dict[str, list[dict]] = {}
+    for case in cases:
+        by_arm.setdefault(ARMS.get(case["arm"], case["arm"]), []).append(case)
+    (title, first), *others = by_arm.items()
+    parts = [picture(lambda file: write_areas(first, file), "Dice over the area of the target")]
+    if others:
+        dices = {arm: [float(case["dice"]) for case in some] for arm, some in by_arm.items()}
+        parts.append(picture(lambda file: write_pairs(dices, file), "Dice of one picture under several sentences"))
+    rows = [["case", "patient", "Dice", "HD95", "surface Dice", "sentence", *(f"Dice: {arm}" for arm, _ in others)]]
+    for at in sorted(range(len(first)), key=lambda at: float(first[at]["dice"])):
+        case = first[at]
         measured = [f"{float(case[key]):.3f}" if case[key] else "-" for key in ("dice", "hd95", "surface_dice")]
-        rows.append([case["name"], case["patient_id"] or "-", *measured, case["sentence"] or "-"])
-    title = f"{len(first)} cases with {ARMS.get(cases[0]['arm'], cases[0]['arm'])}, the worst first"
+        also = [f"{float(some[at]['dice']):.3f}" for _, some in others]
+        rows.append([case["name"], case["patient_id"] or "-", *measured, case["sentence"] or "-", *also])
+    title = f"{len(first)} cases with {title}, the worst first"
     return [*parts, f"<details><summary>{escape(title)}</summary>{html_table(rows)}</details>"]
 
 

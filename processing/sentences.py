@@ -277,34 +277,40 @@ def _check_style(style: str) -> None:
 # Sentence against mask
 
 
-def agreeing(prompt: str | None, mask: np.ndarray) -> set[str]:
-    """The attributes that the sentence states and the mask (bool) bears out; none where the sentence is not read."""
+def compare(prompt: str | None, mask: np.ndarray) -> dict[str, float]:
+    """How far a mask (bool) bears out what the sentence states: each attribute is told 1 or 0. For lungs also
+    `each_zone`, the share of the six zones (two lungs, three each) that are told alike. Nothing where the sentence is
+    of no style we know."""
     known = parse(prompt)
     if known is None:
-        return set()
+        return {}
     style, said = known
     seen = describe(mask, style)
-    return {name for name, value in said.items() if seen[name] == value}
+    found = {name: float(seen[name] == value) for name, value in said.items()}
+    if style == "lung":
+        found["each_zone"] = 1 - len(said["zones"] ^ seen["zones"]) / 6
+    return found
+
+
+def agreeing(prompt: str | None, mask: np.ndarray) -> set[str]:
+    """The attributes that the sentence states and the mask (bool) bears out; none where the sentence is not read."""
+    return {name for name, share in compare(prompt, mask).items() if share == 1 and name != "each_zone"}
 
 
 def measure_agreement(prompts: Sequence[str | None], masks: Iterable[np.ndarray]) -> dict:
     """How often sentences agree with their masks.
 
     Returns:
-        `rows`, `read` (sentences of a known style), and of these `agreement`: attribute -> share of the rows that
-        state it. For lungs also `each_zone`: the share of the six zones (two lungs, three each) told alike.
+        `rows`, `read` (sentences of a known style), and of these `agreement`: the mean of `compare` over the rows that
+        state an attribute.
     """
-    right: dict[str, list[bool]] = {}
-    read = 0
-    for prompt, mask in zip(prompts, masks, strict=True):
-        known = parse(prompt)
-        if known is None:
-            continue
-        style, said = known
-        seen = describe(mask, style)
-        read += 1
-        for name, value in said.items():
-            right.setdefault(name, []).append(seen[name] == value)
-        if style == "lung":
-            right.setdefault("each_zone", []).append(1 - len(said["zones"] ^ seen["zones"]) / 6)
-    return {"rows": len(prompts), "read": read, "agreement": {name: float(np.mean(v)) for name, v in right.items()}}
+    compared = [compare(prompt, mask) for prompt, mask in zip(prompts, masks, strict=True)]
+    right: dict[str, list[float]] = {}
+    for found in compared:
+        for name, share in found.items():
+            right.setdefault(name, []).append(share)
+    return {
+        "rows": len(prompts),
+        "read": sum(map(bool, compared)),
+        "agreement": {name: float(np.mean(shares)) for name, shares in right.items()},
+    }

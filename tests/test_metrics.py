@@ -15,6 +15,7 @@ from processing.metrics import (
     confusion,
     dice,
     iou,
+    mean_with_interval,
     outline,
     outline_distances,
     reliability,
@@ -290,6 +291,14 @@ def test_interval_of_pictures_of_one_patient_is_wider():
     width, width_apart = (np.diff(bootstrap(some)["dice_per_image_interval"])[0] for some in (cases, apart))
     # sqrt(p (1 - p) / n) for 20 patients and for 200 pictures: sqrt(10) apart.
     assert width / width_apart == pytest.approx(np.sqrt(10), rel=0.15)
+
+
+def test_mean_of_any_value_has_the_interval_of_the_bootstrap():
+    cases = meter_of((LEFT_HALF, TOP_HALF), (FULL, EMPTY), (EMPTY, EMPTY), (FULL, FULL)).cases
+    found = mean_with_interval(cases, [case["dice"] for case in cases], seed=3)
+    assert found["interval"] == bootstrap(cases, seed=3)["dice_per_image_interval"]
+    assert found["mean"] == pytest.approx(np.mean([case["dice"] for case in cases])) and found["cases"] == 4
+    assert mean_with_interval([], []) == {"mean": None, "interval": None, "cases": 0}
 
 
 def test_evaluate_modules_say_the_same(tmp_path):

@@ -118,6 +118,33 @@ def test_words_can_bind_to_places():
     assert (aligned[..., 0] - aligned[..., -1]).abs().max() > 1e-5
 
 
+@torch.no_grad()
+def test_attentions_come_back_on_request():
+    model, pixel_values, input_ids = tiny_model(), torch.randn(2, 3, 64, 96), sentences(2)
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    plain, asked = (model(pixel_values, input_ids, mask, output_attentions=ask) for ask in (False, True))
+    assert plain.cross_attentions is None and torch.equal(plain.logits, asked.logits)
+    pixels = 3 * 8 * 12 + 4 * 6  # three scales at the alignment's stride of 8, one at 16
+    assert [tuple(weights.shape) for weights in asked.cross_attentions] == [(2, 4, pixels, 6)] * 2
+    for weights in asked.cross_attentions:
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 4, pixels))
+        assert weights[1, ..., 4:].max() == 0 and weights[:, ..., :4].min() > 0
+    # The weights of one attention, by the textbook.
+    attention, words = model.alignment.attentions[0], torch.randn(1, 5, 16)
+    tokens, positions, kept = torch.randn(1, 7, 16), torch.randn(7, 16), []
+    update = attention(tokens, positions, words, torch.ones(1, 5, dtype=torch.bool), kept)
+    queries, keys, values = (
+        projected.unflatten(-1, (4, 16)).transpose(1, 2)
+        for projected in (
+            attention.query(attention.norm(tokens) + positions), attention.key(words), attention.value(words)
+        )
+    )  # fmt: skip
+    weights = (queries @ keys.transpose(-1, -2) / 4).softmax(-1)
+    torch.testing.assert_close(kept[0], weights, atol=1e-5, rtol=1e-4)
+    expected = attention.output((weights @ values).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(update, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_kept_text_states_give_the_same_logits():
     model, pixel_values, input_ids = tiny_model(), torch.randn(2, 3, 64, 64), sentences(2)
     mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])

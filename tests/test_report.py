@@ -203,9 +203,69 @@ def test_page_of_ones_own_evaluation_shows_its_cases(folder):
     (results / "worst.png").write_bytes(b"drawn")
     text = (report(folder) / "report.html").read_text()
     page = Page(text)
-    assert page.open == [] and len(page.images) == 4
+    assert page.open == [] and len(page.images) == 5  # Dice, calibration, over the area, in pairs, and the drawn one
+    assert "Dice: letters exchanged" in text and "under several sentences" in text
     assert text.index("case-1") < text.index("case-0") and text.count("case-1") == 1
     assert "&lt;i&gt;the lesion" in text and "2 cases with its own sentence" in text
+
+
+def test_findings_and_pairs(folder):
+    interval = {"dice_per_image_interval": [0.7, 0.9]}
+    group = {"cases": 7, "scores": {"full_text": scores(0.8, **interval), "typo": scores(0.6, **interval)}}
+    difference = {"mean": -0.2, "interval": [-0.3, -0.1], "cases": 7}
+    result = evaluation_result(
+        findings={"side": {"left": group}}, paired={"typo": {"difference": difference, "worse": 0.5, "better": 0.25}}
+    )
+    write(folder, kvasir=result)
+    output = report(folder)
+    page = (output / "results.md").read_text()
+    assert "| finding |  | cases | its own sentence | letters exchanged |" in page
+    assert "| side | left | 7 | 80.00 [70.00, 90.00] | 60.00 |" in page
+    assert "| letters exchanged | -20.00 [-30.00, -10.00] | 50.00 | 25.00 |" in page
+    html = (output / "report.html").read_text()
+    assert "Dice of each finding" in html and "-20.00 [-30.00, -10.00]" in html
+
+
+def analysis(**entry):
+    """As tamiseg analyse-prompts and analyse-teacher write it."""
+    result = evaluation_result(split="validation", arguments={"dataset": "data/qata_cov19"}, **entry)
+    for name in ("scores", "surface"):
+        del result[name]
+    return result
+
+
+def test_other_kinds_of_results(folder):
+    some = {"mean": 0.5, "interval": [0.25, 0.75], "cases": 4}
+    ranked = {name: some for name in ("highest", "other", "lowest", "difference")}
+    word = {"word": "left", "rows": 6, "attention": 0.125, "change": 0.3, "loss": 0.1}
+    found = {
+        "rows": 4,
+        "side": {name: some for name in ("before", "after", "moved", "emptied")},
+        "agreement": {"truth": {"own": {"side": some}}, "no_text": {"own": {"side": some, "zones": some}}},
+        "words": {
+            "change": ranked, "loss": ranked, "rank_correlation": some, "on_words": some, "by_word": [word]
+        },
+    }  # fmt: skip
+    probed = {"dice_per_image": 0.4, "dice_per_image_interval": [0.3, 0.5], "dice_global": 0.6}
+    both = {"medical": 0.25, "natural": 0.5}
+    features = [
+        {"name": "teacher", "channels": 9, "probe": probed, "separation": {"auc": 0.9, "fisher": None}},
+        {"name": "best, stage 1", "channels": 4, "probe": probed, "cka": both, "dimension": both},
+    ]
+    taught = {"grid": [7, 7], "natural": "9 pictures of the synthetic sample", "features": features}
+    write(folder, prompts_seed0=analysis(faithfulness=found), prompts_seed1=analysis(faithfulness=found),
+          teacher=analysis(transfer=taught))  # fmt: skip
+    output = report(folder)
+    page = (output / "results.md").read_text()
+    assert "| none: the truth | the row's own sentence | 50.00 [25.00, 75.00] | - |" in page
+    assert (
+        "| another word, at random | 50.00 [25.00, 75.00] |" in page and "| left | 6 | 12.50 | 30.00 | 10.00 |" in page
+    )
+    assert "| teacher | 9 | 40.00 [30.00, 50.00] | 60.00 | 0.900 | - | - | - | - | - |" in page
+    assert "| best, stage 1 | 4 | 40.00 [30.00, 50.00] | 60.00 | - | - | 0.250 | 0.500 | 0.2 | 0.5 |" in page
+    assert page.count("so it flatters them") == 2 and "Intervals were not computed" not in page
+    html = (output / "report.html").read_text()
+    assert Page(html).open == [] and Page(html).images == [] and "40.00 [30.00, 50.00]" in html
 
 
 @pytest.mark.parametrize(

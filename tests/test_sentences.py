@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from processing.augmentation import JointAugmentation, measure_truth
-from processing.sentences import STYLES, WORDINGS, agreeing, describe, measure_agreement, parse, write
+from processing.sentences import STYLES, WORDINGS, agreeing, compare, describe, measure_agreement, parse, write
 
 
 SIZE = 200
@@ -184,6 +184,7 @@ def test_agreement_is_counted_by_attribute():
     shares = {"side": 2 / 3, "count": 2 / 3, "zones": 2 / 3, "each_zone": (1 + 1 + 4 / 6) / 3}
     assert found["agreement"] == pytest.approx(shares)
     assert agreeing(prompts[1], mask) == {"side", "zones"}
+    assert compare(prompts[1], mask) == {"side": 1, "zones": 1, "count": 0, "each_zone": 1}
 
 
 # Augmentation keeps the sentence true
