@@ -25,7 +25,7 @@ DATA = [
     "scipy>=1.11",
     "tqdm>=4.66",
 ]
-DEMO = ["gradio>=6.31", "scipy>=1.11"]
+DEMO = ["gradio[mcp]>=6.31", "scipy>=1.11"]
 EXPORT = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.4"]
 
 setup(
