@@ -26,7 +26,7 @@ DATA = [
     "tqdm>=4.66",
 ]
 BASELINES = ["einops>=0.8", "monai>=1.5"]
-DEMO = ["gradio>=6.31", "scipy>=1.13"]
+DEMO = ["gradio[mcp]>=6.31", "scipy>=1.13"]
 EXPORT = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.4"]
 
 setup(

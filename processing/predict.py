@@ -50,6 +50,7 @@ def add_command(commands) -> None:
     command.add_argument("--text", help="what to segment, in words; without it the model answers by the picture alone")
     command.add_argument("--prompts", help="CSV or JSON lines with a sentence per picture: columns image and sentence")
     command.add_argument("--model", help="folder of a trained model, or its Hub id; the shipped one for chest X-rays")
+    command.add_argument("--revision", help="commit, tag or branch of a model on the Hub; the newest one if left out")
     command.add_argument(
         "--output", required=True, help="mask to write, the size of the picture; for several pictures, a folder"
     )
@@ -99,6 +100,8 @@ def predict(arguments) -> None:
         if not SHIPPED_MODEL.is_dir():
             raise ValueError("there is no shipped model beside this package: give --model.")
         arguments.model = str(SHIPPED_MODEL)
+    if arguments.revision and Path(arguments.model).is_dir():
+        raise ValueError(f"--revision is for models on the Hub, and '{arguments.model}' is a folder: leave it out.")
     if len(arguments.image) == 1 and Path(arguments.image[0]).is_file():
         predict_one(arguments)
     else:
@@ -115,7 +118,7 @@ def predict_one(arguments) -> None:
     pictures = [Picture(path, path.name)]
     give_sentences(pictures, arguments)
     refuse_to_overwrite(pictures, written)
-    model, processor = load(arguments.model)
+    model, processor = load(arguments.model, arguments.revision)
     ((_, image, found, probability),) = segment(
         model, processor, pictures, arguments.threshold, 1, arguments.tile_size, arguments.max_memory
     )
@@ -157,8 +160,9 @@ def predict_many(arguments) -> None:
 
     refuse_to_overwrite(pictures, [path for picture in pictures for path in outputs(picture).values()])
     table = folders["mask"] / "predictions.csv"
+    name = Path(arguments.model).name if arguments.model == str(SHIPPED_MODEL) else arguments.model
     settings = {
-        "model": Path(arguments.model).name if arguments.model == str(SHIPPED_MODEL) else arguments.model,
+        "model": f"{name}@{arguments.revision}" if arguments.revision else name,
         "threshold": str(arguments.threshold),
         "tile_size": str(arguments.tile_size or ""),
     }
@@ -177,7 +181,7 @@ def predict_many(arguments) -> None:
     folders["mask"].mkdir(parents=True, exist_ok=True)
     write_table(table, rows.values())
     if left:
-        model, processor = load(arguments.model)
+        model, processor = load(arguments.model, arguments.revision)
         sizes = arguments.batch_size, arguments.tile_size, arguments.max_memory
         results = segment(model, processor, left, arguments.threshold, *sizes)
         for picture, image, found, probability in tqdm(results, total=len(left), unit="picture"):
@@ -269,9 +273,9 @@ def give_sentences(pictures: list[Picture], arguments) -> None:
         picture.sentence = normalize_prompt(sentences.get(picture.name, arguments.text))
 
 
-def load(name: str):
-    """The model, on the GPU where there is one, and its processor. Of what lies with a model no code is run, and
-    weights are read from safetensors only.
+def load(name: str, revision: str | None = None):
+    """The model, on the GPU where there is one, and its processor; of the Hub's newest commit, or of `revision`. Of what
+    lies with a model no code is run, and weights are read from safetensors only.
 
     Raises:
         ValueError: the folder lacks something, is damaged, or holds something else.
@@ -287,9 +291,9 @@ def load(name: str):
     logging.disable_progress_bar()
     check_model_folder(name)
     try:
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
         model, report = AutoModel.from_pretrained(
-            name, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            name, revision=revision, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
         if lacking := sorted(report["missing_keys"]):  # they would be drawn at random
             raise ValueError(f"its weights lack {len(lacking)} of the model's tensors, such as {lacking[0]}")

@@ -8,26 +8,35 @@
 Gradio's own variables choose address and port: GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_SHARE.
 """
 
+import base64
 import html
+import io
 import json
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
 
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
+from gradio import processing_utils
 from gradio.processing_utils import check_all_files_in_cache, save_bytes_to_cache, save_file_to_cache
-from gradio.utils import get_upload_folder
+from gradio.utils import get_upload_folder, is_in_or_equal
+from PIL import Image
 
-from batch import MAX_FILES, collect, segment_files
+from batch import MAX_FILE_BYTES, MAX_FILES, collect, segment_files
 from drawing import (
     file_stem,
     heat_map,
+    jpeg,
     legend_html,
     mask_image,
     mask_name,
@@ -37,11 +46,10 @@ from drawing import (
     scale_html,
     shown_mask,
     shown_picture,
-    shown_size,
     table_html,
     zip_of,
 )
-from segment import Answer, Segmenter, find_model
+from segment import Answer, Finding, Segmenter, find_model
 
 
 HERE = Path(__file__).resolve().parent
@@ -50,7 +58,17 @@ NOTE = (
     '<p role="note">Research demo, <strong>not a medical device</strong>: not for diagnosis or treatment. Do not '
     "upload pictures that name or show a person.</p>"
 )
+OPACITY = 0.4  # of coloured regions, where nobody has set it
 NUMBERS = ["Area px", "Area %", "Regions", "Mean p"]
+
+
+@dataclass
+class Kept:
+    """What a slider needs of the last question, so that neither the model nor the picture's file is asked again."""
+
+    answer: Answer
+    shown: Image.Image  # the picture as it is shown
+    file: str  # where gradio finds that
 
 
 class Handlers:
@@ -63,6 +81,7 @@ class Handlers:
 
     def __init__(self, segmenter: Segmenter | None, problem: str = ""):
         self.segmenter, self.problem = segmenter, problem
+        self.turn = Lock()  # of those who go past the queue: the probabilities of a large picture fill the memory
         # Files that gradio is to delete in its time. It lists some of them by itself, but not those that are given to
         # a component which had an update before.
         self.kept: set[str] = set()
@@ -84,8 +103,8 @@ class Handlers:
         return preview, status_html(" ".join(["Picture read:", size, *notes]))
 
     def on_segment(self, path: str | None, text: str, threshold: float, opacity: float) -> Iterator[list]:
-        """Gives answer, the choice of a finding, and what `on_view` gives."""
-        yield [gr.skip(), gr.skip(), status_html("Segmenting ..."), *[gr.skip()] * 9]
+        """Gives what is kept, the choice of a finding, the heat map, and what `on_view` gives."""
+        yield [gr.skip(), gr.skip(), gr.skip(), status_html("Segmenting ..."), *[gr.skip()] * 8]
         try:
             if self.segmenter is None:
                 raise ValueError(self.problem)
@@ -94,36 +113,48 @@ class Handlers:
             picture, notes = self.segmenter.read(path)
             answer = self.segmenter.ask(picture, text)
         except ValueError as error:
-            yield [None, gr.Radio(visible=False), status_html(str(error), bad=True), *blank_view()[1:]]
+            yield [None, gr.Radio(visible=False), None, status_html(str(error), bad=True), *blank_view()[1:]]
             return
         answer.notes = notes + answer.notes
         answer.stem = file_stem(Path(path).stem, "picture")
+        shown = shown_picture(answer.picture)
+        kept = Kept(answer, shown, self.keep("picture.jpg", jpeg(shown)))
         choices = [(name, index) for index, name in enumerate(answer.names)]
         choice = gr.Radio(choices=choices, value=0, visible=len(choices) > 1)
-        yield [answer, choice, *self.on_view(answer, threshold, opacity, 0)]
+        *view, file, files = self.on_view(kept, threshold, opacity, 0)
+        downloads = [gr.DownloadButton(value=value, interactive=True) for value in (file, files)]
+        yield [kept, choice, self.on_heat(kept, 0), *view, *downloads]
 
-    def on_view(self, answer: Answer | None, threshold: float, opacity: float, index: int) -> list:
-        """Everything that a slider changes, from the kept answer: status, overlay, comparison, legend, heat map, its
-        scale, mask, table, mask file, ZIP."""
-        if answer is None:
+    def on_heat(self, kept: Kept | None, index: int) -> str | None:
+        """The file of the heat map of finding number `index`, which no slider changes."""
+        if kept is None:
+            return None
+        width, height = kept.shown.size
+        return self.keep(
+            "heat-map.png", png(heat_map(self.segmenter.probability(kept.answer, index, (height, width))))
+        )
+
+    def on_view(self, kept: Kept | None, threshold: float, opacity: float, index: int) -> list:
+        """Everything that a slider changes: status, overlay, comparison, legend, the heat map's scale, mask, table,
+        mask file, ZIP."""
+        if kept is None:
             return blank_view()
-        findings = self.segmenter.measure(answer, threshold)
-        shown = shown_picture(answer.picture)
-        painted = self.keep("overlay.png", png(overlay(shown, findings, opacity)))
-        width, height = shown_size(answer.picture.size)
+        answer = kept.answer
+        with self.turn:
+            findings = self.segmenter.measure(answer, threshold)
+        painted = self.keep("overlay.jpg", jpeg(overlay(kept.shown, findings, opacity)))
         files = {mask_name(answer.stem, n, f): png(mask_image(f)) for n, f in enumerate(findings, start=1)}
         name, mask = list(files.items())[index]
         return [
             status_html(self.summary(answer, findings)),
             painted,
-            (self.keep("picture.png", png(shown)), painted),
+            (kept.file, painted),
             legend_html(findings),
-            self.keep("heat-map.png", png(heat_map(self.segmenter.probability(answer, index, (height, width))))),
             scale_html(threshold),
             self.keep("mask-shown.png", png(shown_mask(findings[index]))),
             table_html(["Finding", *NUMBERS], [[f.name, *number_cells(f)] for f in findings], "Findings in numbers"),
-            gr.DownloadButton(value=self.keep(name, mask), interactive=True),
-            gr.DownloadButton(value=self.keep(f"{answer.stem}-masks.zip", zip_of(files)), interactive=True),
+            self.keep(name, mask),
+            self.keep(f"{answer.stem}-masks.zip", zip_of(files)),
         ]
 
     def on_batch(self, files: list[str], text: str, threshold: float) -> Iterator[tuple]:
@@ -171,29 +202,64 @@ class Handlers:
             width, height, seconds and notes.
         """
         try:
-            if self.segmenter is None:
-                raise ValueError(self.problem)
             if not isinstance(picture, dict) or not picture.get("path"):
                 raise ValueError("There is no picture: give the file of one.")
-            if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
-                raise ValueError("The threshold is a probability: give a number from 0 to 1.")
             check_all_files_in_cache(picture)  # or any file of the server could be named
-            image, notes = self.segmenter.read(picture["path"], picture.get("orig_name"))
-            answer = self.segmenter.ask(image, findings)
-            measured = self.segmenter.measure(answer, threshold)
+            answer, measured, numbers = self.answer(picture["path"], picture.get("orig_name"), findings, threshold)
         except ValueError as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         stem = file_stem(Path(picture["path"]).stem, "picture")
-        masks = [self.keep(mask_name(stem, n, f), png(mask_image(f))) for n, f in enumerate(measured, start=1)]
-        numbers = {
-            "findings": [finding.numbers() for finding in measured],
-            "width": image.width,
-            "height": image.height,
-            "seconds": round(answer.seconds, 3),
-            "notes": notes + answer.notes,
-        }
-        # As dicts: inside a list gradio knows a file by its fields, gives it a URL, and deletes it in time.
-        return [gr.FileData(path=mask, orig_name=Path(mask).name).model_dump() for mask in masks], numbers
+        masks = [(mask_name(stem, n, f), png(mask_image(f))) for n, f in enumerate(measured, start=1)]
+        return [self.file(*mask) for mask in masks], {"findings": [f.numbers() for f in measured], **numbers}
+
+    segment._mcp_type = "endpoint"  # and no tool, of which assistants have a better one: gradio lists only its "tool"s
+
+    def find_in_picture(
+        self, picture: str, finding: str = "", threshold: float = 0.5
+    ) -> tuple[gr.FileData, gr.FileData, str]:
+        """Finds what a clinical sentence describes in a medical picture. Research only, not a medical device.
+
+        Args:
+            picture: its file in base64, or the address that an upload to this page gave; no other is fetched.
+            finding: one sentence on what to look for; without any, the model answers by the picture alone.
+            threshold: probability from 0 to 1 from which a pixel counts.
+
+        Returns:
+            the mask (0 and 255, the picture's size), the picture with the region laid over it, and numbers
+        """
+        try:
+            if self.segmenter is not None and len(self.segmenter.split_findings(finding)) > 1:
+                raise ValueError("That is more than one finding: ask for one at a time.")
+            answer, (measured,), numbers = self.answer(sent_picture(picture), "picture", finding, threshold)
+        except ValueError as error:
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
+        painted = overlay(shown_picture(answer.picture), [measured], OPACITY)
+        mask = self.file("mask.png", png(mask_image(measured)))
+        return mask, self.file("overlay.jpg", jpeg(painted)), json.dumps({**measured.numbers(), **numbers})
+
+    def answer(
+        self, source: str | BinaryIO, name: str | None, text: str, threshold: float
+    ) -> tuple[Answer, list[Finding], dict]:
+        """What programs are answered: the answer, its findings, and what else can be told in numbers.
+
+        Raises:
+            ValueError: in one sentence, if there is no model, or picture, findings or threshold cannot be used.
+        """
+        if self.segmenter is None:
+            raise ValueError(self.problem)
+        if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+            raise ValueError("The threshold is a probability: give a number from 0 to 1.")
+        with self.turn:
+            image, notes = self.segmenter.read(source, name)
+            answer = self.segmenter.ask(image, text)
+            measured = self.segmenter.measure(answer, threshold)
+        told = {"width": image.width, "height": image.height, "seconds": round(answer.seconds, 3)}
+        return answer, measured, {**told, "notes": notes + answer.notes}
+
+    def file(self, name: str, content: bytes) -> dict:
+        """A file for programs. As a dict: inside a list gradio knows a file by its fields, gives it a URL, and deletes
+        it in time."""
+        return gr.FileData(path=self.keep(name, content), orig_name=name).model_dump()
 
     def keep(self, name: str, content: bytes) -> str:
         """Writes into gradio's cache, never beside the app, and gives the path."""
@@ -212,10 +278,35 @@ class Handlers:
         return " ".join([*said, *answer.notes])
 
 
+def sent_picture(text: str) -> str | BinaryIO:
+    """What an assistant gave for a picture: a file in base64, as a data URI or bare, or the address of an upload.
+
+    Raises:
+        ValueError: in one sentence, if it is neither.
+    """
+    text = text if isinstance(text, str) else ""
+    if text.startswith(("http://", "https://")):
+        path = unquote(urlsplit(text).path.partition("/file=")[2])
+        if not path or not is_in_or_equal(path, get_upload_folder()) or not Path(path).is_file():
+            raise ValueError("That is no upload to this page, and no other address is fetched: send base64.")
+        return path
+    if len(text) > MAX_FILE_BYTES * 4 / 3:
+        raise ValueError(f"The picture is larger than {MAX_FILE_BYTES // 2**20} MB: make it smaller first.")
+    try:
+        return io.BytesIO(base64.b64decode(text.rpartition(",")[2], validate=True))
+    except ValueError as error:
+        raise ValueError("The picture is not in base64: encode the bytes of its file.") from error
+
+
+async def refuse_address(url: str, cache_dir: str) -> str:
+    """Stands where gradio would fetch what a client names by its address instead of sending it."""
+    raise gr.Error("Addresses are not fetched: send the file itself.", print_exception=False)
+
+
 def blank_view() -> list:
     """As `Handlers.on_view`, where there is no answer."""
     no_file = gr.DownloadButton(value=None, interactive=False)
-    return [status_html("Ready."), None, None, "", None, scale_html(0.5), None, "", no_file, no_file]
+    return [status_html("Ready."), None, None, "", scale_html(0.5), None, "", no_file, no_file]
 
 
 def status_html(text: str, bad: bool = False) -> str:
@@ -335,7 +426,8 @@ masks, numbers = client.predict(
     picture=handle_file("scan.png"), findings="bright lesion; dark lesion", threshold=0.5, api_name="/segment"
 )
 ```
-The same endpoint is a tool for assistants (MCP) where the page was started with `gradio[mcp]` installed.
+Assistants find the tool `find_in_picture` at `http://127.0.0.1:7860/gradio_api/mcp/` (MCP, where the package `mcp` is
+installed): a picture in base64 and one sentence give the mask, the picture with the region laid over it, and numbers.
 """
 
 
@@ -355,10 +447,12 @@ def build(handlers: Handlers) -> gr.Blocks:
     private = {"api_visibility": "private"}
     # One question at a time: two would only share the processor, and twice the memory.
     one_by_one = {"concurrency_id": "model", "concurrency_limit": 1}
-    quick = {"show_progress": "hidden", "trigger_mode": "always_last", "queue": True}
+    quick = {"show_progress": "hidden", "trigger_mode": "always_last"}
+    # Past the queue, which takes longer than the drawing, and where a slider would wait for what others ask.
+    at_once = {**quick, "queue": False}
 
     with gr.Blocks(title="TAMISeg", analytics_enabled=False, delete_cache=(KEEP_SECONDS, 2 * KEEP_SECONDS)) as page:
-        answer = gr.State(time_to_live=KEEP_SECONDS)
+        kept = gr.State(time_to_live=KEEP_SECONDS)
         gr.HTML("<h1>TAMISeg: say what to find, see where it is</h1>")
         gr.HTML(NOTE, elem_id="tam-note")
         if handlers.segmenter is None:
@@ -425,7 +519,13 @@ def build(handlers: Handlers) -> gr.Blocks:
                         elem_id="tam-threshold",
                     )
                     opacity = gr.Slider(
-                        0, 1, 0.4, step=0.05, label="Opacity", info="Of the coloured regions", elem_id="tam-opacity"
+                        0,
+                        1,
+                        OPACITY,
+                        step=0.05,
+                        label="Opacity",
+                        info="Of the coloured regions",
+                        elem_id="tam-opacity",
                     )
                     with gr.Row():
                         download = gr.DownloadButton(
@@ -459,30 +559,31 @@ def build(handlers: Handlers) -> gr.Blocks:
                 model = "/".join(Path(handlers.segmenter.name).parts[-3:]) if handlers.segmenter else "none"
                 gr.Markdown(ABOUT.format(model=model, minutes=2 * KEEP_SECONDS // 60))
 
-        view = [status, painted, compared, legend, heat, scale, mask, table, download, download_all]
-        knobs = [answer, threshold, opacity, choice]
+        view = [status, painted, compared, legend, scale, mask, table, download, download_all]
+        knobs = [kept, threshold, opacity, choice]
         asked = {
             "fn": handlers.on_segment,
             "inputs": [picture, prompt, threshold, opacity],
-            "outputs": [answer, choice, *view],
+            "outputs": [kept, choice, heat, *view],
             "show_progress_on": [painted],
             **one_by_one,
             **private,
         }
         picture.upload(handlers.on_upload, picture, [picture, status], **quick, **one_by_one, **private)
         runs = [run.click(**asked), prompt.submit(**asked)]
-        picked = gallery.select(pick, None, [picture, prompt], **private)
+        picked = gallery.select(pick, None, [picture, prompt], queue=False, **private)
         runs.append(picked.then(**asked))
         for event in runs:
             event.then(None, js=SHOW_ANSWER, **private)
         for knob in (threshold, opacity):
-            knob.change(handlers.on_view, knobs, view, **quick, **one_by_one, **private)
-        choice.input(handlers.on_view, knobs, view, **quick, **one_by_one, **private)
+            knob.change(handlers.on_view, knobs, view, **at_once, **private)
+        choice.input(handlers.on_view, knobs, view, **at_once, **private)
+        choice.input(handlers.on_heat, [kept, choice], heat, **at_once, **private)
         stop.click(say_stopped, None, status, cancels=runs, queue=False, **private)
         clear.click(
-            lambda: [None, "", None, gr.Radio(visible=False), *blank_view()],
+            lambda: [None, "", None, gr.Radio(visible=False), None, *blank_view()],
             None,
-            [picture, prompt, answer, choice, *view],
+            [picture, prompt, kept, choice, heat, *view],
             cancels=runs,
             queue=False,
             **private,
@@ -497,6 +598,8 @@ def build(handlers: Handlers) -> gr.Blocks:
         )
         batch_stop.click(say_stopped, None, batch_status, cancels=[batch], queue=False, **private)
         gr.api(handlers.segment, api_name="segment", **one_by_one)
+        # Past the queue, behind which gradio gives assistants the addresses of pictures in place of the pictures.
+        gr.api(handlers.find_in_picture, api_name="find_in_picture", queue=False)
     page.temp_file_sets.append(handlers.kept)
     return page
 
@@ -533,13 +636,14 @@ def make_handlers() -> Handlers:
 
 def launch(handlers: Handlers, **kwargs):
     """Starts the page; `kwargs` as `gr.Blocks.launch`."""
+    processing_utils.async_ssrf_protected_download = refuse_address
     page = build(handlers).queue(max_size=20, default_concurrency_limit=1)
     return page.launch(
         theme=THEME,
         css=CSS,
         js=JS,
         footer_links=["api", "settings"],
-        max_file_size="25mb",
+        max_file_size=MAX_FILE_BYTES,
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,

@@ -11,13 +11,14 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
-from segment import Finding
+from segment import COLOURS, Finding
 
 
 # The longer side of what is shown; files that people download keep the picture's own size.
 SHOWN_SIDE = (640, 1024)
 EDGE = 3  # pixels, of the line around a region
 STRIPE = 12  # pixels, of one colour where such lines lie on one another
+EDGES = 2 ** len(COLOURS)  # where the colours of edges begin in the palette of an overlay
 # Nine even steps of viridis (CC0), for probabilities 0 to 1: never stretched to one picture's own range.
 HEAT = ("#440154", "#472c7a", "#3b518b", "#2c718e", "#21908d", "#27ad81", "#5cc863", "#aadc32", "#fde725")
 
@@ -41,8 +42,7 @@ def shown_picture(picture: Image.Image) -> Image.Image:
 
 def shown_mask(finding: Finding) -> Image.Image:
     """Mode L, 0 and 255; each pixel of a small picture becomes a square."""
-    mask = mask_image(finding)
-    return mask.resize(shown_size(mask.size), Image.Resampling.NEAREST)
+    return mask_image(finding).resize(shown_size(finding.mask.shape[::-1]), Image.Resampling.NEAREST)
 
 
 def overlay(shown: Image.Image, findings: Iterable[Finding], opacity: float) -> Image.Image:
@@ -51,40 +51,47 @@ def overlay(shown: Image.Image, findings: Iterable[Finding], opacity: float) -> 
     found = [finding for finding in findings if finding.area]
     if not found:
         return shown
-    colours = np.array([rgb(finding.colour) for finding in found], dtype=np.float32)
-    inside = np.stack([np.asarray(shown_mask(finding)) > 0 for finding in found])  # (findings, height, width)
-    edges = inside & ~np.stack([eroded(one, EDGE) for one in inside])
-    pixels = np.array(shown, dtype=np.float32)
+    # One bit per finding, of which there are at most seven: one array holds them all, and indexes a palette of what
+    # colours a pixel can have. Its upper half is for edges.
+    colours = np.array([rgb(finding.colour) for finding in found])
+    inside = np.zeros(shown.size[::-1], np.uint8)
+    for bit, finding in enumerate(found):
+        inside |= np.asarray(shown_mask(finding)) & np.uint8(1 << bit)
+    edges = inside & ~eroded(inside, EDGE)
+    members = np.arange(EDGES)[:, None] >> np.arange(len(found)) & 1  # (combinations, findings)
+    y, x = np.nonzero(edges)
+    here = members[edges[y, x]]
+    turn = (x + y) // STRIPE % here.sum(axis=1)  # whose stripe it is, counted among the edges that meet here
+    inside[y, x] = EDGES + (here.cumsum(axis=1) > turn[:, None]).argmax(axis=1)
 
-    covered = inside.any(axis=0)
-    share = inside[:, covered] / inside[:, covered].sum(axis=0)
-    pixels[covered] += opacity * (share.T @ colours - pixels[covered])
-
-    y, x = np.nonzero(edges.any(axis=0))
-    here = edges[:, y, x]
-    turn = (x + y) // STRIPE % here.sum(axis=0)  # whose stripe it is, counted among the edges that meet here
-    pixels[y, x] = colours[(here.cumsum(axis=0) > turn).argmax(axis=0)]
-    return Image.fromarray(pixels.round().astype(np.uint8))
+    paint = Image.fromarray(inside)
+    cover = paint.point([0, *[round(255 * opacity)] * (EDGES - 1), *[255] * EDGES])
+    mixed = members @ colours / np.maximum(members.sum(axis=1, keepdims=True), 1)
+    paint.putpalette(np.rint(np.concatenate([mixed, colours])).astype(np.uint8).tobytes())
+    painted = shown.copy()
+    painted.paste(paint.convert("RGB"), mask=cover)
+    return painted
 
 
 def eroded(inside: np.ndarray, steps: int) -> np.ndarray:
-    """Bool (height, width) without its outermost `steps` pixels; what lies beyond the picture counts as outside."""
-    for axis in (0, 1):
-        for _ in range(steps):
-            padded = np.pad(inside, [(1, 1) if axis == a else (0, 0) for a in (0, 1)])
-            before, after = (padded.take(range(start, start + inside.shape[axis]), axis) for start in (0, 2))
-            inside = inside & before & after
+    """The bits of (height, width) without the outermost `steps` pixels of each; what lies beyond the picture counts as
+    outside."""
+    for _ in range(steps):
+        padded = np.pad(inside, 1)
+        rows = padded[:-2] & padded[1:-1] & padded[2:]
+        inside = rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]
     return inside
 
 
 def heat_map(probability: np.ndarray) -> Image.Image:
-    """Float (height, width) in [0, 1] in the colours of `HEAT`, whose scale is the same for every picture."""
+    """Float (height, width) in [0, 1] in the colours of `HEAT`, whose scale is the same for every picture; mode P."""
     steps = np.linspace(0, 1, len(HEAT))
     table = np.stack(
         [np.interp(np.linspace(0, 1, 256), steps, channel) for channel in zip(*map(rgb, HEAT), strict=True)]
     )
-    levels = np.rint(probability * 255).astype(np.uint8)
-    return Image.fromarray(np.rint(table.T).astype(np.uint8)[levels])
+    image = Image.fromarray(np.rint(probability * 255).astype(np.uint8))
+    image.putpalette(np.rint(table.T).astype(np.uint8).tobytes())
+    return image
 
 
 def mask_image(finding: Finding) -> Image.Image:
@@ -93,9 +100,17 @@ def mask_image(finding: Finding) -> Image.Image:
 
 
 def png(image: Image.Image) -> bytes:
-    """Without loss, quickly rather than smallest: it is drawn again whenever a slider moves."""
+    """Without loss, and quickly rather than smallest: masks are written again whenever a slider moves."""
     written = io.BytesIO()
     image.save(written, format="PNG", compress_level=1)
+    return written.getvalue()
+
+
+def jpeg(image: Image.Image) -> bytes:
+    """For what is only looked at: ten times as quick as PNG, and a third of its size. Colours keep full resolution,
+    so that the edges of regions stay sharp."""
+    written = io.BytesIO()
+    image.save(written, format="JPEG", quality=95, subsampling=0)
     return written.getvalue()
 
 
@@ -111,7 +126,7 @@ def mask_name(stem: str, number: int, finding: Finding) -> str:
 def zip_of(files: dict[str, bytes]) -> bytes:
     """The same files always give the same bytes: no time of day is written."""
     written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(written, "w") as archive:  # stored: PNG is compressed already
         for name, content in files.items():
             archive.writestr(zipfile.ZipInfo(name), content)
     return written.getvalue()

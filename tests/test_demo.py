@@ -249,7 +249,8 @@ def test_findings_on_one_another_all_show():
     pixels = np.asarray(drawing.overlay(shown, both, 0.4)).reshape(-1, 3)
     seen = {tuple(pixel) for pixel in pixels.tolist()}
     assert {drawing.rgb(segment.COLOURS[0]), drawing.rgb(segment.COLOURS[1])} <= seen
-    assert np.asarray(drawing.overlay(shown, both[::-1], 0.4))[320, 320].tolist() == [63, 68, 47]  # 0.4 of the mean
+    mean = np.asarray(drawing.overlay(shown, both[::-1], 0.4))[320, 320].astype(int)
+    assert np.abs(mean - [63, 68, 47]).max() <= 1  # 0.4 of the mean of both colours
 
 
 @pytest.mark.parametrize(
@@ -262,9 +263,9 @@ def test_shown_size(size, expected):
 
 def test_heat_map_is_never_stretched():
     colours = [drawing.rgb(colour) for colour in drawing.HEAT]
-    weak = np.asarray(drawing.heat_map(np.array([[0.0, 0.125, 0.25]], np.float32)))
+    weak = np.asarray(drawing.heat_map(np.array([[0.0, 0.125, 0.25]], np.float32)).convert("RGB"))
     assert np.abs(weak[0].astype(int) - colours[:3]).max() <= 2
-    assert np.asarray(drawing.heat_map(np.ones((1, 1), np.float32)))[0, 0].tolist() == list(colours[-1])
+    assert drawing.heat_map(np.ones((1, 1), np.float32)).convert("RGB").getpixel((0, 0)) == colours[-1]
 
 
 def test_words_of_people_are_escaped():

@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo in a real browser, as people use it; skipped where there is no Chromium. Writes runs/screenshots/."""
 
+import asyncio
+import base64
 import io
+import json
 import re
 import shutil
 import time
@@ -16,6 +19,8 @@ import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from mcp import ClientSession
+from mcp.client.streamable_http import streamablehttp_client
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
@@ -447,7 +452,7 @@ def refused(words):
 
 def test_api(url, segmenter, picture, tmp_path):
     client = Client(url, verbose=False, download_files=tmp_path / "down")
-    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/segment"]
+    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/segment", "/find_in_picture"]
     call = {"picture": handle_file(picture), "findings": SENTENCES, "threshold": 0.5, "api_name": "/segment"}
     masks, numbers = client.predict(**call)
     expected = due(segmenter, picture)
@@ -466,6 +471,55 @@ def test_api(url, segmenter, picture, tmp_path):
     for path in (picture, "/etc/passwd"):  # any file of the server, named without being uploaded
         with refused("cannot be accessed"):
             client.predict(**call | {"picture": {"path": str(path)}})
+
+
+def test_addresses_are_not_fetched(url, picture):
+    client = Client(url, verbose=False)
+    with refused("Addresses are not fetched"):
+        client.predict(picture=handle_file("https://example.com/scan.png"), api_name="/segment")
+
+
+def test_assistants(url, segmenter, picture):
+    """The tool that an MCP client finds, and what it gives for a sentence and a picture."""
+    sent = base64.b64encode(picture.read_bytes()).decode()
+
+    async def talk():
+        async with streamablehttp_client(f"{url}gradio_api/mcp/") as (reading, writing, _):
+            async with ClientSession(reading, writing) as session:
+                await session.initialize()
+                tools = (await session.list_tools()).tools
+
+                async def find(**arguments):
+                    return await session.call_tool("find_in_picture", arguments)
+
+                return (
+                    tools,
+                    await find(picture=f"data:image/png;base64,{sent}", finding="the large lesion", threshold=0.4),
+                    [
+                        (await find(**arguments), words)
+                        for arguments, words in [
+                            ({"picture": sent, "finding": "left; right"}, "one at a time"),
+                            ({"picture": sent, "threshold": 2}, "from 0 to 1"),
+                            ({"picture": base64.b64encode(b"words").decode()}, "no picture"),
+                            ({"picture": str(picture)}, "base64"),
+                            ({"picture": f"{url}gradio_api/file={picture}"}, "no upload to this page"),
+                            ({"picture": "https://example.com/scan.png"}, "no upload to this page"),
+                        ]
+                    ],
+                )
+
+    tools, found, mistakes = asyncio.run(talk())
+    assert [tool.name for tool in tools] == ["find_in_picture"]
+    assert "not a medical device" in tools[0].description and tools[0].inputSchema["required"] == ["picture"]
+    expected = due(segmenter, picture, "the large lesion", 0.4)[0]
+    mask, painted = [
+        Image.open(io.BytesIO(base64.b64decode(part.data))) for part in found.content if part.type == "image"
+    ]
+    assert mask.mode == "L" and (np.asarray(mask) == 255 * expected.mask).all()
+    assert painted.size == drawing.shown_size((60, 40))
+    assert json.loads(found.content[-1].text).items() >= expected.numbers().items()
+    for answer, words in mistakes:
+        assert answer.isError and words in answer.content[0].text
 
 
 def test_sixty_bad_uploads_in_a_row(url, picture, tmp_path):

@@ -323,6 +323,22 @@ def test_pull_gives_the_pushed_files_and_refuses_what_is_not_there(run, hub, tmp
     assert "hf auth login" in refused(capsys, "pull", REPO, tmp_path / "c")
 
 
+def test_predict_asks_a_pinned_revision(run, hub, tmp_path, capsys):
+    assert main(["push", str(run), REPO]) == 0
+    pinned, files = list(hub.repos["model", REPO].commits)[-1], hub.files(REPO)
+    hub.repos["model", REPO].commit({**files, "config.json": b"broken by a later commit"})
+    (tmp_path / "scans").mkdir()
+    Image.effect_noise((50, 40), 60).save(tmp_path / "scans" / "a.png")
+    words = ["predict", str(tmp_path / "scans"), "--output", str(tmp_path / "masks"), "--text", "left lung"]
+    assert main([*words, "--model", REPO, "--revision", pinned]) == 0
+    assert Image.open(tmp_path / "masks" / "a.png").size == (50, 40)
+    assert f"{REPO}@{pinned}" in (tmp_path / "masks" / "predictions.csv").read_text()
+    # None of these may take the answers of another model for its own.
+    assert "config.json" in refused(capsys, *words, "--model", REPO)
+    assert "v9" in refused(capsys, *words, "--model", REPO, "--revision", "v9")
+    assert "is a folder" in refused(capsys, *words, "--model", run / "best", "--revision", pinned)
+
+
 def test_space(hub, tmp_path, capsys):
     demo = tmp_path / "demo"
     (demo / "examples").mkdir(parents=True)
