@@ -274,8 +274,8 @@ def give_sentences(pictures: list[Picture], arguments) -> None:
 
 
 def load(name: str, revision: str | None = None):
-    """The model, on the GPU where there is one, and its processor; of the Hub's newest commit, or of `revision`. Of what
-    lies with a model no code is run, and weights are read from safetensors only.
+    """The model, on a GPU where there is one, and its processor; of the Hub's newest commit, or of `revision`. No code
+    that lies with a model is run, and weights are read from safetensors only.
 
     Raises:
         ValueError: the folder lacks something, is damaged, or holds something else.
