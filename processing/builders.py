@@ -306,6 +306,11 @@ def _read_tables(source: Source, key, problems: Problems) -> dict[str, dict]:
             role: next((present[name] for name in names if name in present), None)
             for role, names in TABLE_COLUMNS.items()
         }
+        if "mask_file_name" in present:
+            raise ValueError(
+                f"'{path}' pairs pictures and masks itself: train_hf.py takes its folder as --dataset as it is, and "
+                "`tamiseg data leaks` looks at its splits."
+            )
         if columns["name"] is None or not any(columns[role] for role in columns if role != "name"):
             missing = "of file names (Image)" if columns["name"] is None else "of sentences (Description or text)"
             raise ValueError(

@@ -98,7 +98,7 @@ def prepare(name: str, source: str | Path, output: str | Path, plan: Plan | None
         notes.append(f"{len(problems.found.pop(WITHOUT_PICTURE))} names in tables or lists have no picture")
     if plan.patient_pattern is not None:
         found = [re.search(plan.patient_pattern, case.name) for case in cases]
-        if not any(found):
+        if cases and not any(found):
             raise ValueError(
                 f"the pattern '{plan.patient_pattern}' is found in no name, the first is '{cases[0].name}': mend the "
                 "pattern."

@@ -623,6 +623,10 @@ MISTAKES = {
         lambda s: write_xlsx(s / "t.xlsx", [("p0_0", "x")], ("Image", "Remarks")),
         "'t.xlsx' has no column of sentences (Description or text), it has Image, Remarks",
     ),
+    "metadata that needs no preparing": (
+        lambda s: (s / "metadata.jsonl").write_text('{"image_file_name": "a", "mask_file_name": "b", "prompt": "c"}'),
+        "'metadata.jsonl' pairs pictures and masks itself: train_hf.py takes its folder as --dataset as it is",
+    ),
     "missing name column": (
         lambda s: write_xlsx(s / "t.xlsx", [("p0_0", "x")], ("Who", "text")),
         "'t.xlsx' has no column of file names (Image), it has Who, text",
