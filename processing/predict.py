@@ -446,7 +446,7 @@ def run_lengths(found: np.ndarray) -> dict:
 
 
 def num_bytes(text: str) -> int:
-    """ "2GB", "1.5 GiB" or "800000000" as a number."""
+    """A number of bytes from words such as 2GB, 1.5 GiB or 800000000."""
     number, unit = re.fullmatch(r"([\d.]*)\s*(.*)", text.strip()).groups()
     try:
         return int(float(number) * UNITS[unit])

@@ -68,12 +68,15 @@ def test_numbers_by_hand():
         {"size": {"height": 9, "width": 9}, "do_center_crop": True, "crop_size": {"height": 6, "width": 11}},
         {"size": {"height": 30, "width": 30}, "do_rescale": False},
         {"size": {"height": 30, "width": 30}, "do_normalize": False},
+        {"size": {"height": 30, "width": 30}, "image_mean": 0.5, "image_std": 0.25},
     ],
 )
 @pytest.mark.parametrize("channels", [0, 3])
 def test_same_numbers_as_the_librarys_own(options, resample, channels):
     ours = TAMISegImageProcessor(resample=resample, **options)
-    theirs = ViTImageProcessorPil(resample=resample, image_mean=ours.image_mean, image_std=ours.image_std, **options)
+    theirs = ViTImageProcessorPil(
+        **{"resample": resample, "image_mean": ours.image_mean, "image_std": ours.image_std, **options}
+    )
     picture = Image.fromarray(noise(channels=channels))
     expected = theirs(picture.convert("RGB"), return_tensors="pt").pixel_values
     found = ours(picture, return_tensors="pt").pixel_values

@@ -23,7 +23,7 @@ from .inference import fold_layer
 from .losses import consistency_loss, segmentation_loss
 from .outputs import TAMISegConsistencyPretrainingOutput, TAMISegImageSegmentationOutput
 from .text_encoder import TAMISegTextEncoder, without_pooler
-from .tiling import PeakMemory, tile_within, tiles
+from .tiling import PROBE, PeakMemory, tile_within, tiles
 from .vision_encoder import TAMISegVisionEncoder
 
 
@@ -41,8 +41,6 @@ CUSTOM_PIPELINES = {
         "type": "multimodal",
     }
 }
-# Side of the tile on which memory is measured: large enough for the maps to count, not the weights.
-PROBE = 256
 
 
 class TAMISegPreTrainedModel(PreTrainedModel):

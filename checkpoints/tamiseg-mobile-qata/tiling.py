@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 LEAST_TILE = 128
+PROBE = 256  # side of the tile on which memory is measured
 # What a process takes over what its tensors hold: the allocator's gaps, oneDNN's own buffers. Measured for tiles of
 # 512 to 2048 pixels: 1.0 to 1.15 times and up to 40 MB.
 SLACK, SPARE = 1.2, 48 * 2**20

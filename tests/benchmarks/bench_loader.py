@@ -50,7 +50,8 @@ def measure(rows) -> dict[str, float]:
         batches = iter(
             DataLoader(data, BATCH_SIZE, sampler=sampler, num_workers=workers, collate_fn=collate, drop_last=True)
         )
-        step(next(batches)), step(next(batches))
+        for _ in range(2):  # to warm up
+            step(next(batches))
         load = train = wait = whole = 0.0
         for _ in range(BATCHES):
             marks = [(time.process_time(), time.perf_counter())]
