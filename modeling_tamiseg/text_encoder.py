@@ -82,7 +82,8 @@ class TextCache:
             if key:
                 # The newest last; and where the model is now, should it have moved since.
                 self.states[key] = self.states.pop(key).to(self.model.device, self.model.dtype)
-        nothing = torch.zeros(1, text_hidden_size(self.model.config)).to(self.model.device, self.model.dtype)
+        width = text_hidden_size(self.model.config)
+        nothing = torch.zeros(1, width, device=self.model.device, dtype=self.model.dtype)
         embeds = [self.states[key] if key else nothing for key in keys]
         mask = [torch.full((max(1, len(key)),), int(bool(key)), device=input_ids.device) for key in keys]
         while len(self.states) > self.max_sentences:

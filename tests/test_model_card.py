@@ -3,6 +3,7 @@
 """The card: valid front matter, no number without a result file, no placeholder, snippets that run."""
 
 import copy
+import gc
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 from PIL import Image
 
 import train_hf
@@ -198,6 +200,7 @@ def test_curves_follow_the_metrics(run, tmp_path):
         (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
         write_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
         drawn.append(Image.open(tmp_path / "curves.png").convert("RGB"))
+    assert not any(type(thing) is Figure for thing in gc.get_objects())  # a long run draws many
     assert drawn[0].size == drawn[1].size == (1200, 320)
     assert drawn[0].tobytes() != drawn[1].tobytes()
     # The best epoch's star lies in the middle plot, left of its middle for the first epoch and right for the last.
