@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from .sentences import compare
 AGREEMENT_ARMS = ("full_text", "no_text", "shuffled_text", "wrong_side")
 OPTIONS = ("dataset", "split", "max_rows", "seed", "output")
 MOST = 30  # words that are told
+MEASURES = ("attention", "change", "loss")  # of a word
 
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 
@@ -74,7 +76,7 @@ def run(arguments) -> None:
 
     rows = load_rows(arguments.dataset, arguments.split, max_rows=arguments.max_rows)
     prompts = [normalize_prompt(prompt) for prompt in column(rows, "prompt")]
-    with_text = [index for index, prompt in enumerate(prompts) if prompt]
+    with_text = [index for index, prompt in enumerate(prompts) if find_words(prompt or "")]
     if not with_text:
         raise ValueError(f"no row of split '{arguments.split}' has a sentence: there is nothing to analyse.")
     output = Path(arguments.output)
@@ -347,21 +349,17 @@ def rank_correlation(words: Sequence[dict]) -> float | None:
 
 def by_word(cases: Sequence[dict]) -> list[dict]:
     """Means for each word, over the rows that have it."""
-    rows: dict[str, list[list[dict]]] = {}
+    found: dict[str, list[dict]] = {}
+    rows: Counter[str] = Counter()
     for case in cases:
-        here: dict[str, list[dict]] = {}
         for word in case["words"]:
-            here.setdefault(word["word"], []).append(word)
-        for word, some in here.items():
-            rows.setdefault(word, []).append(some)
-    told = []
-    for word, some in rows.items():
-        if len(some) >= FEWEST:
-            means = {
-                key: float(np.mean([one[key] for row in some for one in row]))
-                for key in ("attention", "change", "loss")
-            }
-            told.append({"word": word, "rows": len(some), **means})
+            found.setdefault(word["word"], []).append(word)
+        rows.update({word["word"] for word in case["words"]})
+    told = [
+        {"word": word, "rows": rows[word], **{key: float(np.mean([one[key] for one in some])) for key in MEASURES}}
+        for word, some in found.items()
+        if rows[word] >= FEWEST
+    ]
     return sorted(told, key=lambda word: (-word["change"], word["word"]))[:MOST]
 
 
@@ -387,28 +385,34 @@ def tables(found: dict) -> list[str | list[list[str]]]:
         "lowest": "the word with the least attention",
         "difference": "the most less another",
     }
-    parts = [
+    parts: list = [
         f"{found['rows']} rows with a sentence. Where it names one half of the picture alone, the other half is named "
-        "instead: which share of the mask's area lies in that half? Over the "
-        f"{side['moved']['cases']} rows whose mask holds something before and after; {cell(side['emptied'])} of the "
-        "masks were emptied.",
-        [["before", "after", "moved"], [cell(side[name]) for name in ("before", "after", "moved")]],
-        "How often the mask bears out what a sentence states (each zone: the share of the six zones told alike). What "
-        "the truth reaches is the most that these rules can give.",
-        agreement,
+        "instead: which share of the mask's area lies in that half, over the "
+        f"{side['moved']['cases']} rows whose mask holds something before and after, and how many masks are emptied?",
+        [
+            ["before", "after", "moved", "emptied"],
+            [cell(side[name]) for name in ("before", "after", "moved", "emptied")],
+        ],
+    ]
+    if names:
+        parts += [
+            "How often the mask bears out what a sentence states (each zone: the share of the six zones told alike). "
+            "What the truth reaches is the most that these rules can give.",
+            agreement,
+        ]
+    parts += [
         "One word is left out: how far the mask changes (1 - Dice of both masks), and how much Dice is lost.",
         [
             ["left out", "change of the mask", "Dice lost"],
             *([title, cell(words["change"][name]), cell(words["loss"][name])] for name, title in left_out.items()),
         ],
-        f"{cell(words['on_words'])} of the attention goes to words, the rest to punctuation and special tokens. Rank "
-        f"correlation of attention and change over the words of a sentence, times 100: "
-        f"{cell(words['rank_correlation'])}.",
+        "How much attention goes to words (the rest to punctuation and special tokens), and the rank correlation of "
+        "attention and change over the words of a sentence, times 100.",
+        [["on words", "rank correlation"], [cell(words["on_words"]), cell(words["rank_correlation"])]],
     ]
     if words["by_word"]:
-        columns = ("attention", "change", "loss")
         by_word = [["word", "rows", "attention", "change of the mask", "Dice lost"]]
         for word in words["by_word"]:
-            by_word.append([word["word"], str(word["rows"]), *(in_percent(word[name]) for name in columns)])
+            by_word.append([word["word"], str(word["rows"]), *(in_percent(word[name]) for name in MEASURES)])
         parts.append(by_word)
     return parts

@@ -232,7 +232,7 @@ def write_tokens(pictures: dict[str, np.ndarray], cells: dict[str, np.ndarray], 
         output: PNG to write, or an open file.
     """
     figure, both = _figure(1, 2, (10, 4.6))
-    for axes, points, title in zip(both, (pictures, cells), ("Pictures", "Cells of medical pictures"), strict=True):
+    for axes, points, title in zip(both, (pictures, cells), ("Pictures", "Cells of the data set"), strict=True):
         for (name, some), colour in zip(points.items(), (BLUE, ORANGE), strict=True):
             axes.plot(*some.T, "o", color=colour, markersize=3, alpha=0.4, label=f"{name} ({len(some)})")
         axes.set(title=f"{title}, plane of largest variance", xticks=[], yticks=[])

@@ -15,7 +15,7 @@ are averaged over the cells of that grid, as distillation does. Of each of these
     CKA         how alike a student's features are to the teacher's, from 0 to 1, without bias for many channels
     dimension   over how many directions the features spread
 
-CKA and dimension also on other pictures: of --natural, or the built-in synthetic sample, which stands in for them.
+CKA and dimension also elsewhere: on pictures of --natural, or the built-in synthetic sample, which stands in for them.
 
 All features are kept in memory: 4 bytes times channels times cells for each picture.
 """
@@ -68,18 +68,20 @@ def run(arguments) -> None:
     output = Path(arguments.output)
     if output.is_file():
         raise ValueError(f"'{output}' is a file: give a folder.")
+    if arguments.split == "train":
+        raise ValueError("the probe learns from the split train: give another --split to hold out.")
     rows = {
         split: load_rows(arguments.dataset, split, max_rows=most)
         for split, most in (("train", arguments.train_rows), (arguments.split, arguments.max_rows))
     }
-    natural = natural_pictures(arguments.natural, arguments.max_rows)
+    others = other_pictures(arguments.natural, arguments.max_rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher = SemanticDistiller.from_pretrained(arguments.teacher, []).to(device)
     students = {name: build(name, None, device) for name in arguments.student}
     see = Eyes(teacher, {name: segment for name, (segment, _) in students.items()})
 
     fitted, held_out = (read_rows(rows[split], see) for split in ("train", arguments.split))
-    elsewhere = see(natural)
+    elsewhere = see(others)
     told = {name: getattr(arguments, name) for name in OPTIONS}
     weights = hash_weights(local_folder(arguments.teacher))
     result = {
@@ -89,7 +91,7 @@ def run(arguments) -> None:
         "split": arguments.split,
         "transfer": {
             "grid": list(teacher.grid),
-            "natural": f"{len(natural)} pictures of {'--natural' if arguments.natural else 'the synthetic sample'}",
+            "elsewhere": f"{len(others)} {'natural' if arguments.natural else 'synthetic'} pictures",
             "features": without_folders(compare_features(fitted, held_out, elsewhere, arguments.seed)),
         },
         "data": {split: fingerprint(some) for split, some in rows.items()},
@@ -104,7 +106,7 @@ def run(arguments) -> None:
     print(f"\nall of it in {output / 'result.json'}, the plane of largest variance in {output / 'tokens.png'}")
 
 
-def natural_pictures(folder: str | None, most: int) -> list:
+def other_pictures(folder: str | None, most: int) -> list:
     """PIL pictures, RGB: at most so many of a folder, evenly over its sorted names, or those of the built-in sample.
 
     Raises:
@@ -206,7 +208,7 @@ def compare_features(fitted: dict, held_out: dict, elsewhere: dict[str, np.ndarr
 
     Returns:
         For each `name`, `channels`, `probe` (see `draw`), `separation` (see `separate`); of features of pictures also
-        `dimension`, and of students `cka`, both for `medical` and `natural` pictures.
+        `dimension`, and of students `cka`, both `here` (held out) and `elsewhere`.
     """
     cells = fitted["shares"].shape[1]
     features = {name: (some, held_out["features"][name]) for name, some in fitted["features"].items()}
@@ -220,7 +222,7 @@ def compare_features(fitted: dict, held_out: dict, elsewhere: dict[str, np.ndarr
         entry = {"name": name, "channels": known.shape[-1], "probe": draw(guesses, cut, held_out, seed)}
         entry["separation"] = separate(flat(unseen), guesses.ravel(), held_out["shares"].ravel())
         if name in elsewhere:
-            pictures = {"medical": held_out["features"], "natural": elsewhere}
+            pictures = {"here": held_out["features"], "elsewhere": elsewhere}
             entry["dimension"] = {kind: dimension(flat(some[name])) for kind, some in pictures.items()}
             if told:  # the first is the teacher itself
                 entry["cka"] = {kind: cka(flat(some[name]), flat(some["teacher"])) for kind, some in pictures.items()}
@@ -350,13 +352,13 @@ def dimension(features: np.ndarray) -> float:
 
 def plane_of(held_out: dict, elsewhere: np.ndarray, seed: int) -> tuple[dict, dict]:
     """The teacher's features in the plane of their largest variance: of whole pictures (means over their cells), by
-    where they come from, and of cells of medical pictures, by what they show; each (points, 2)."""
-    medical, shares = held_out["features"]["teacher"], held_out["shares"].ravel()
-    pictures = project(np.concatenate([medical.mean(axis=1), elsewhere.mean(axis=1)]), seed)
+    where they come from, and of cells of the held-out ones, by what they show; each (points, 2)."""
+    ours, shares = held_out["features"]["teacher"], held_out["shares"].ravel()
+    pictures = project(np.concatenate([ours.mean(axis=1), elsewhere.mean(axis=1)]), seed)
     chosen = np.random.default_rng(seed).permutation(len(shares))[:4000]
-    cells, shares = project(medical.reshape(-1, medical.shape[-1])[chosen], seed), shares[chosen]
+    cells, shares = project(ours.reshape(-1, ours.shape[-1])[chosen], seed), shares[chosen]
     return (
-        {"medical": pictures[: len(medical)], "natural": pictures[len(medical) :]},
+        {"the data set": pictures[: len(ours)], "elsewhere": pictures[len(ours) :]},
         {"background": cells[shares == 0], "target": cells[shares > 0.5]},
     )
 
@@ -375,14 +377,14 @@ def project(features: np.ndarray, seed: int) -> np.ndarray:
 def tables(found: dict) -> list[str | list[list[str]]]:
     """The entry `transfer` of a result, as paragraphs and tables (the first row of each is its head)."""
     rows = [
-        ["features", "channels", "Dice per image of the probe", "Dice global", "AUC", "Fisher", "CKA", "CKA natural",
-         "dimension", "dimension natural"]
+        ["features", "channels", "Dice per image of the probe", "Dice global", "AUC", "Fisher", "CKA", "CKA elsewhere",
+         "dimension", "dimension elsewhere"]
     ]  # fmt: skip
     for some in found["features"]:
         probed, apart = some["probe"], some.get("separation", {})
         alike, spread = some.get("cka", {}), some.get("dimension", {})
-        numbers = [apart.get("auc"), apart.get("fisher"), alike.get("medical"), alike.get("natural")]
-        dimensions = [spread.get("medical"), spread.get("natural")]
+        numbers = [apart.get("auc"), apart.get("fisher"), alike.get("here"), alike.get("elsewhere")]
+        dimensions = [spread.get("here"), spread.get("elsewhere")]
         rows.append(
             [
                 some["name"],
@@ -397,6 +399,6 @@ def tables(found: dict) -> list[str | list[list[str]]]:
     return [
         f"A linear probe on each cell of the teacher's grid of {height}x{width}, on held-out rows; how far cells of "
         "target and of background lie apart; how alike a student's stages are to the teacher (CKA, from 0 to 1), and "
-        f"over how many directions features spread, both also on natural pictures (here {found['natural']}).",
+        f"over how many directions features spread, both also elsewhere: on {found['elsewhere']}.",
         rows,
     ]

@@ -247,12 +247,12 @@ def test_other_kinds_of_results(folder):
         },
     }  # fmt: skip
     probed = {"dice_per_image": 0.4, "dice_per_image_interval": [0.3, 0.5], "dice_global": 0.6}
-    both = {"medical": 0.25, "natural": 0.5}
+    both = {"here": 0.25, "elsewhere": 0.5}
     features = [
         {"name": "teacher", "channels": 9, "probe": probed, "separation": {"auc": 0.9, "fisher": None}},
         {"name": "best, stage 1", "channels": 4, "probe": probed, "cka": both, "dimension": both},
     ]
-    taught = {"grid": [7, 7], "natural": "9 pictures of the synthetic sample", "features": features}
+    taught = {"grid": [7, 7], "elsewhere": "9 synthetic pictures", "features": features}
     write(folder, prompts_seed0=analysis(faithfulness=found), prompts_seed1=analysis(faithfulness=found),
           teacher=analysis(transfer=taught))  # fmt: skip
     output = report(folder)

@@ -133,12 +133,12 @@ def test_the_command(make, student, tmp_path, capsys):
     result = json.loads(text)
     assert str(tmp_path) not in text and "builtin-test" not in text
     found = result["transfer"]
-    assert found["grid"] == grid and found["natural"] == "3 pictures of --natural"
+    assert found["grid"] == grid and found["elsewhere"] == "3 natural pictures"
     teacher, *stages, place, truth = found["features"]
     assert teacher["name"] == "teacher" and teacher["channels"] == channels and "cka" not in teacher
     assert [stage["name"] for stage in stages] == [f"{student.name}, stage {i}" for i in (1, 2, 3, 4)]
     assert [stage["channels"] for stage in stages] == [8, 16, 24, 32]
-    assert all(-1 <= stage["cka"][kind] <= 1 for stage in stages for kind in ("medical", "natural"))
+    assert all(-1 <= stage["cka"][kind] <= 1 for stage in stages for kind in ("here", "elsewhere"))
     assert place["channels"] == grid[0] * grid[1] and "cka" not in place
     for some in found["features"]:
         low, high = some["probe"]["dice_per_image_interval"]
@@ -154,7 +154,7 @@ def test_without_students(tmp_path):
     assert call(tmp_path / "teacher", tmp_path / "one") == 0 and call(tmp_path / "teacher", tmp_path / "two") == 0
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
     assert one["transfer"] == two["transfer"]  # nothing is drawn at random
-    assert one["transfer"]["natural"] == "9 pictures of the synthetic sample"
+    assert one["transfer"]["elsewhere"] == "9 synthetic pictures"
     assert [some["name"] for some in one["transfer"]["features"]] == ["teacher", "place alone", "truth on this grid"]
 
 
@@ -174,7 +174,11 @@ def test_docs_do_what_they_say(student, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
-    [(("--natural", "."), "holds no picture"), (("--student", "nowhere"), "no model folder 'nowhere'")],
+    [
+        (("--natural", "."), "holds no picture"),
+        (("--student", "nowhere"), "no model folder 'nowhere'"),
+        (("--split", "train"), "give another --split"),
+    ],
 )
 def test_bad_calls_get_one_sentence(tmp_path, monkeypatch, capsys, words, sentence):
     monkeypatch.chdir(tmp_path)
