@@ -59,6 +59,7 @@ NOTE = (
     "upload pictures that name or show a person.</p>"
 )
 OPACITY = 0.4  # of coloured regions, where nobody has set it
+READY = "Ready. Add a picture, and say what to find in it."
 NUMBERS = ["Area px", "Area %", "Regions", "Mean p"]
 
 
@@ -90,13 +91,13 @@ class Handlers:
         """Says at once what is wrong with a file, and shows what browsers cannot draw (TIFF, 16 bits) as they will be
         read. Gives picture and status."""
         if path is None:  # cleared before its turn came
-            return None, status_html("Ready.")
+            return None, status_html(READY)
         if self.segmenter is None:
-            return path, status_html(self.problem, bad=True)
+            return path, status_html(self.problem, "bad")
         try:
             picture, notes = self.segmenter.read(path)
         except ValueError as error:
-            return None, status_html(str(error), bad=True)
+            return None, status_html(str(error), "bad")
         shows = Path(path).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif") and not notes
         size = f"{picture.width}x{picture.height} pixels."
         preview = path if shows else self.keep(f"{Path(path).stem}.png", png(picture))
@@ -113,7 +114,7 @@ class Handlers:
             picture, notes = self.segmenter.read(path)
             answer = self.segmenter.ask(picture, text)
         except ValueError as error:
-            yield [None, gr.Radio(visible=False), None, status_html(str(error), bad=True), *blank_view()[1:]]
+            yield [None, gr.Radio(visible=False), None, status_html(str(error), "bad"), *blank_view()[1:]]
             return
         answer.notes = notes + answer.notes
         answer.stem = file_stem(Path(path).stem, "picture")
@@ -146,7 +147,7 @@ class Handlers:
         files = {mask_name(answer.stem, n, f): png(mask_image(f)) for n, f in enumerate(findings, start=1)}
         name, mask = list(files.items())[index]
         return [
-            status_html(self.summary(answer, findings)),
+            status_html(self.summary(answer, findings), "good" if all(f.area for f in findings) else "absent"),
             painted,
             (kept.file, painted),
             legend_html(findings),
@@ -165,7 +166,7 @@ class Handlers:
                 raise ValueError(self.problem)
             sources = collect(files)
         except ValueError as error:
-            yield status_html(str(error), bad=True), "", no_file
+            yield status_html(str(error), "bad"), "", no_file
             return
         cells, failed = [], 0
         yield progress_html(0, len(sources), sources[0][0]), "", no_file
@@ -184,7 +185,11 @@ class Handlers:
         said = f"Done: {len(sources) - failed} of {len(sources)} files have masks."
         if failed:
             said += f" {failed} could not be used; the table says why."
-        yield status_html(said, bad=failed > 0), gr.skip(), gr.DownloadButton(value=written, interactive=True)
+        yield (
+            status_html(said, "bad" if failed else "good"),
+            gr.skip(),
+            gr.DownloadButton(value=written, interactive=True),
+        )
 
     def segment(
         self, picture: gr.FileData, findings: str = "", threshold: float = 0.5
@@ -306,11 +311,12 @@ async def refuse_address(url: str, cache_dir: str) -> str:
 def blank_view() -> list:
     """As `Handlers.on_view`, where there is no answer."""
     no_file = gr.DownloadButton(value=None, interactive=False)
-    return [status_html("Ready."), None, None, "", scale_html(0.5), None, "", no_file, no_file]
+    return [status_html(READY), None, None, "", scale_html(0.5), None, "", no_file, no_file]
 
 
-def status_html(text: str, bad: bool = False) -> str:
-    return f'<p class="{"bad" if bad else "good"}">{html.escape(text)}</p>'
+def status_html(text: str, kind: str = "good") -> str:
+    """`kind` is good, absent (answered, but not everything was found) or bad."""
+    return f'<p class="{kind}">{html.escape(text)}</p>'
 
 
 def progress_html(done: int, total: int, following: str) -> str:
@@ -345,14 +351,18 @@ THEME = gr.themes.Default(
     link_text_color_dark="*primary_300",
 )
 CSS = """
+.html-container { padding: 0 !important; }
+#tam-legend:not(:has(ul)), #tam-table:not(:has(table)), #tam-batch-table:not(:has(table)) { display: none; }
+#tam-image img { width: 100%; height: 100%; object-fit: contain; }
 #tam-note { border-left: 4px solid #D55E00; padding: 4px 12px; }
 #tam-problem { border: 2px solid #D55E00; padding: 4px 12px; font-weight: 700; }
 #tam-status p, #tam-batch-status p { margin: 0; padding: 6px 12px; border-left: 4px solid #009E73; }
+#tam-status p.absent { border-left-color: #E69F00; }
 #tam-status p.bad, #tam-batch-status p.bad { border-left-color: #D55E00; font-weight: 700; }
 #tam-status, #tam-batch-status { overflow-wrap: anywhere; }
 :is(#tam-status, #tam-batch-status) [data-testid=status-tracker] { display: none; }
 #tam-batch-status progress { width: 100%; }
-#tam-examples .grid-wrap { max-height: none; }
+#tam-examples .grid-wrap { min-height: 0; max-height: none; }
 #tam-examples .grid-container { padding-top: 28px; grid-auto-rows: auto; gap: 8px; }
 #tam-examples .thumbnail-item { display: flex; align-items: center; gap: 12px; height: auto; aspect-ratio: auto; }
 #tam-examples .thumbnail-item img { width: 72px; height: 72px; flex: none; }
@@ -435,7 +445,8 @@ def build(handlers: Handlers) -> gr.Blocks:
     """The page over the handlers."""
     examples, segmenter = load_examples(), handlers.segmenter
     hint = "Several findings are separated by semicolons. Enter starts."
-    if segmenter is not None and segmenter.known_sentences:
+    learned = bool(segmenter and segmenter.known_sentences)
+    if learned:
         hint += f" The model learned sentences such as: {segmenter.known_sentences[0]}"
 
     def pick(event: gr.SelectData):
@@ -469,7 +480,7 @@ def build(handlers: Handlers) -> gr.Blocks:
                     prompt = gr.Textbox(
                         label="What should be segmented?",
                         info=hint,
-                        placeholder="large bright lesion; small dark lesion in the lower left",
+                        placeholder=None if learned else "large bright lesion; small dark lesion in the lower left",
                         elem_id="tam-prompt",
                     )
                     with gr.Row():
@@ -489,7 +500,7 @@ def build(handlers: Handlers) -> gr.Blocks:
                         visible=segmenter is None or segmenter.knows_examples,
                     )
                 with gr.Column(min_width=300):
-                    status = gr.HTML(status_html("Ready."), elem_id="tam-status")
+                    status = gr.HTML(status_html(READY), elem_id="tam-status")
                     with gr.Tabs():
                         with gr.Tab("Overlay"):
                             painted = result_picture("Picture with coloured regions", "tam-overlay")
@@ -507,26 +518,30 @@ def build(handlers: Handlers) -> gr.Blocks:
                         with gr.Tab("Mask"):
                             mask = result_picture("Mask", "tam-mask")
                     legend = gr.HTML(elem_id="tam-legend")
+                    # Beside each other and close to the picture, so that both are seen while one is moved.
+                    with gr.Row():
+                        threshold = gr.Slider(
+                            0,
+                            1,
+                            0.5,
+                            step=0.01,
+                            label="Threshold",
+                            info="Least probability that counts",
+                            elem_id="tam-threshold",
+                            min_width=220,
+                        )
+                        opacity = gr.Slider(
+                            0,
+                            1,
+                            OPACITY,
+                            step=0.05,
+                            label="Opacity",
+                            info="Of coloured regions",
+                            elem_id="tam-opacity",
+                            min_width=220,
+                        )
                     choice = gr.Radio(label="Finding for heat map, mask and PNG", visible=False, elem_id="tam-finding")
                     table = gr.HTML(elem_id="tam-table")
-                    threshold = gr.Slider(
-                        0,
-                        1,
-                        0.5,
-                        step=0.01,
-                        label="Threshold",
-                        info="Least probability that counts as found",
-                        elem_id="tam-threshold",
-                    )
-                    opacity = gr.Slider(
-                        0,
-                        1,
-                        OPACITY,
-                        step=0.05,
-                        label="Opacity",
-                        info="Of the coloured regions",
-                        elem_id="tam-opacity",
-                    )
                     with gr.Row():
                         download = gr.DownloadButton(
                             "Mask (PNG)", interactive=False, elem_id="tam-download", min_width=120
@@ -550,7 +565,10 @@ def build(handlers: Handlers) -> gr.Blocks:
                 with gr.Row():
                     batch_run = gr.Button("Segment all", variant="primary", elem_id="tam-batch-run")
                     batch_stop = gr.Button("Stop", elem_id="tam-batch-stop")
-                batch_status = gr.HTML(status_html("Ready."), elem_id="tam-batch-status")
+                batch_status = gr.HTML(
+                    status_html("Ready. Add files; masks and a table come back in one ZIP."),
+                    elem_id="tam-batch-status",
+                )
                 batch_table = gr.HTML(elem_id="tam-batch-table")
                 batch_download = gr.DownloadButton(
                     "Masks and table (ZIP)", interactive=False, elem_id="tam-batch-download"
