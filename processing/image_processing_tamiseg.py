@@ -225,7 +225,7 @@ class TAMISegImageProcessor(PilBackend):
     def normalize(self, image: np.ndarray, mean, std, **kwargs) -> np.ndarray:
         # As the parent's. One channel at a time stays in the processor's cache for all three steps.
         values = np.empty(image.shape, dtype=np.float32)
-        mean, std = (np.broadcast_to(np.float32(numbers), len(image)) for numbers in (mean, std))
+        mean, std = (np.full(len(image), numbers, dtype=np.float32) for numbers in (mean, std))
         for value, channel, m, s in zip(values, image, mean, std, strict=True):
             value[:] = channel
             value -= m
