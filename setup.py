@@ -56,6 +56,7 @@ setup(
             *DATA,
             *DEMO,
             *EXPORT,
+            "hypothesis>=6.100",
             "playwright>=1.50",
             "pytest>=8.0",
             "pytest-timeout>=2.3",

@@ -214,6 +214,11 @@ def test_page_of_ones_own_evaluation_shows_its_cases(folder):
         ("results/a.json", "{", "is not JSON"),
         ("results/a.json", "[1]", "is no result"),
         ("results/a.json", '{"scores": {}}', "is no result"),
+        (
+            "results/a.json",
+            '{"scores": [1], "command": "", "split": "test", "arguments": {}}',
+            "is not as train_hf.py",
+        ),
         ("a.yaml", yaml.safe_dump({"recipe": {"data": "x", "commands": []}}), "does not say its cost, expected"),
     ],
 )
