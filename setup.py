@@ -59,6 +59,7 @@ setup(
             *DEMO,
             *EXPORT,
             *BASELINES,
+            "hypothesis>=6.100",
             "playwright>=1.50",
             "pytest>=8.0",
             "pytest-timeout>=2.3",

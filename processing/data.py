@@ -234,7 +234,7 @@ def fingerprint(rows: Sequence[dict]) -> str:
             if isinstance(picture, Image.Image):
                 content = f"{picture.mode} {picture.size}".encode() + picture.tobytes()
             else:
-                content = picture["bytes"] or _read_file(picture["path"])
+                content = _read_file(picture["path"]) if picture["bytes"] is None else picture["bytes"]
             # The length keeps two neighbouring pictures from being cut at another place into the same bytes.
             digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
@@ -595,6 +595,11 @@ def _with_our_columns(rows, split: str, source: str):
     for column in ("prompt", "patient_id"):
         if column not in rows.column_names:
             rows = rows.add_column(column, [None] * len(rows), feature=Value("string"))
+    for column in ("name", "patient_id"):
+        if not re.match(r"(large_)?string|u?int|bool|float|null", getattr(rows.features[column], "dtype", "")):
+            raise ValueError(
+                f"The {column} column of '{source}' holds {rows.features[column]}, not text: give it as strings."
+            )
     return rows.select_columns(list(COLUMNS))
 
 

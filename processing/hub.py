@@ -32,6 +32,7 @@ RUN_FILES = ("README.md", "LICENSE", "config.yaml", "metrics.jsonl", "curves.png
 # Receipts: what they say is true of one set of weights only.
 RECEIPTS = ("README.md", "metrics.jsonl", "curves.png", "examples.png", "result*.json")
 SPACE_FILES = ("*.py", "*.txt", "*.md", "*.css", "*.js", "*.png", "*.jpg", "*.jsonl", "*.json", "LICENSE")
+CODE_HASHES = "code.sha256"  # what `sha256sum -c` reads
 TRIES, FIRST_WAIT = 5, 1.0  # seconds, doubled before each further try
 
 
@@ -136,7 +137,8 @@ def pull(repo_id: str, folder: str | Path, revision: str | None = None) -> None:
     """Downloads a model into a new or empty folder, or goes on with one that a broken pull left.
 
     Raises:
-        ValueError: the folder holds something, or there is no such repo, revision or model in it.
+        ValueError: the folder holds something, there is no such repo, revision or model in it, or its code is not the
+            code that it lists.
         OSError: no connection.
     """
     from huggingface_hub import HfApi
@@ -159,7 +161,7 @@ def pull(repo_id: str, folder: str | Path, revision: str | None = None) -> None:
         retried(download)
     rmtree(progress)
     check_model_folder(str(folder))
-    print(f"{repo_id} is in {folder}")
+    print(f"{repo_id} is in {folder}; {check_code(folder)}")
 
 
 def push_space(folder: str | Path, repo_id: str, model: str, public: bool = False) -> str:
@@ -234,7 +236,35 @@ def collect(folder: Path) -> tuple[Path, dict[str, Path | bytes]]:
             content = yaml.safe_load(files[name].read_text(encoding="utf-8"))
             files[name] = yaml.safe_dump(without_folders(content), sort_keys=False).encode()
     files.setdefault("LICENSE", licence())
+    files[CODE_HASHES] = code_hashes(files)
     return folder, files
+
+
+def code_hashes(files: dict[str, Path | bytes]) -> bytes:
+    """The list that lies beside a model's code: the SHA-256 and the name of each of its files."""
+    code = sorted(name for name in files if name.endswith(".py"))
+    return "".join(f"{hashlib.sha256(read(files[name])).hexdigest()}  {name}\n" for name in code).encode()
+
+
+def check_code(folder: Path) -> str:
+    """Says whether the code that lies with a model is the one that is installed here.
+
+    Raises:
+        ValueError: it is not the code that its own list names.
+    """
+    listed = folder / CODE_HASHES
+    code = {path.name: path for path in folder.glob("*.py")}
+    if listed.is_file() and listed.read_bytes() != code_hashes(code):
+        raise ValueError(
+            f"the code in '{folder}' is not what {CODE_HASHES} there lists: do not run it; pull it again."
+        )
+    package = Path(__file__).parent
+    ours = [*package.glob("*.py"), *(package.parent / "modeling_tamiseg").glob("*.py")]
+    known = {path.name: sha256(path) for path in ours if path.name != "__init__.py"}
+    others = sorted(name for name, path in code.items() if known.get(name) != sha256(path))
+    if not others:
+        return "its code is that of this installation"
+    return f"code that differs from this installation's: {', '.join(others)} (read it before trust_remote_code=True)"
 
 
 def without_folders(value):

@@ -317,7 +317,8 @@ def _read(picture, input_data_format: str | ChannelDimension | None = None) -> I
         raise ValueError(
             f"{type(picture).__name__} is no picture: give a path, a PIL image, a numpy array or a torch tensor."
         )
-    name = getattr(picture, "filename", None) or picture
+    name = getattr(picture, "filename", picture)  # empty where an image came of no file
+    name = f"'{name}'" if name and name is not picture or not isinstance(picture, Image.Image) else "the picture"
     try:
         with nullcontext(picture) if isinstance(picture, Image.Image) else Image.open(picture) as opened:
             # A phone's MPO file is one photograph with a preview behind it.
@@ -328,11 +329,11 @@ def _read(picture, input_data_format: str | ChannelDimension | None = None) -> I
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no picture '{picture}': check the path; download web pictures.") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"'{name}' is no picture of a kind known here: save it as PNG.") from error
+        raise ValueError(f"{name} is no picture of a kind known here: save it as PNG.") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"'{name}' has too many pixels to be opened safely: make it smaller first.") from error
+        raise ValueError(f"{name} has too many pixels to be opened safely: make it smaller first.") from error
     except Exception as error:  # of damaged files: decoders raise TypeError, RuntimeError and whatever else comes
-        raise ValueError(f"'{name}' cannot be read as a picture ({error}): save it again as PNG.") from error
+        raise ValueError(f"{name} cannot be read as a picture ({error}): save it again as PNG.") from error
     if frames > 1:
         raise ValueError(f"the picture is a stack of {frames}: give its slices one by one.")
     if 0 in upright.size:

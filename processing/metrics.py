@@ -137,9 +137,9 @@ def reliability(probability: np.ndarray, target: np.ndarray) -> list[list[float]
 
 def calibration_error(pixels: Sequence[float], probabilities: Sequence[float], hits: Sequence[float]) -> float:
     """Expected calibration error, in [0, 1]: over the bins of `reliability`, how far the mean probability is from the
-    share of pixels that belong to the target, weighted by pixels. Background pixels, which are many and easy, count
-    too: look at the bins themselves as well."""
-    return float(np.abs(np.asarray(probabilities) - np.asarray(hits)).sum() / np.sum(pixels))
+    share of pixels that belong to the target, weighted by pixels; 0 where no pixel counts. Background pixels, which
+    are many and easy, count too: look at the bins themselves as well."""
+    return float(np.abs(np.asarray(probabilities) - np.asarray(hits)).sum() / max(1, np.sum(pixels)))
 
 
 def score_case(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -85,6 +86,11 @@ CITATION = """\
 ```"""
 
 
+def harmless(sentence: str) -> str:
+    """A sentence without the signs that mean something in Markdown, HTML or a line of Python or shell."""
+    return " ".join(re.sub(r"[^\w\s.,:;()'/%+-]", " ", sentence).split())
+
+
 def source_of(name: str | None) -> str | None:
     """Where a data set or encoder of the training came from, while that can be told: "folder", "Hub", or the name
     itself where it is built in."""
@@ -146,7 +152,7 @@ def model_card(results: Sequence[dict], name: str, pictures: dict[str, str]) -> 
     sentence = "all bright lesions" if builtin else frequent[0] if frequent else "the lesion"
     sections = {
         None: _summary(arguments, pictures),
-        "How to use": HOW_TO_USE.format(name=name, sentence=sentence.replace('"', "'")),
+        "How to use": HOW_TO_USE.format(name=name, sentence=harmless(sentence) or "the lesion"),
         "Uses": _uses(),
         "Risks and limits": _limits(arguments, rows, results),
         "Training data": _training_data(training, rows),
@@ -236,7 +242,7 @@ def _limits(arguments: dict, rows: dict, results) -> str:
         "It answers every sentence, also one that it never learned; a mask is no proof that it understood.",
     ]
     if train := rows.get("train"):
-        known = "".join(f"; a frequent one: “{sentence}”" for sentence in train["frequent_sentences"][:1])
+        known = "".join(f"; a frequent one: “{harmless(sentence)}”" for sentence in train["frequent_sentences"][:1])
         points.append(f"It learned from {train['sentences']} distinct sentences{known}.")
     for result in results:
         score = result["scores"].get("full_text", {})

@@ -305,7 +305,9 @@ def load(name: str, revision: str | None = None):
             raise ValueError("it gives no mask")
         if not logits.isfinite().all():
             raise ValueError("it answers with NaN")
-    except Exception as error:  # of damaged files: the libraries raise whatever comes
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # of damaged files: the libraries raise whatever comes, tokenizers also panics
         raise ValueError(
             f"'{name}' holds no model that can be used ({reason(error)}): give the best/ folder of a training run, or "
             "copy or download it again."

@@ -12,6 +12,7 @@ from pathlib import Path
 def reason(error: Exception) -> str:
     """What a library says, fit for parentheses: one line of at most 200 letters, no addresses of its objects."""
     said = re.sub(r"<\S+ object at \w+>", "", re.sub(r"<class '([\w.]+)'>", r"\1", str(error)))
+    said = "".join(letter if letter.isprintable() else " " for letter in said)
     return " ".join(said.split())[:200] or type(error).__name__
 
 

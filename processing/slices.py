@@ -271,6 +271,8 @@ def _draw_outlines(content: bytes, size: tuple[int, int]) -> Image.Image:
     try:
         for region in ElementTree.fromstring(content).iter("Region"):
             corners = [(float(vertex.get("X")), float(vertex.get("Y"))) for vertex in region.iter("Vertex")]
+            if not np.isfinite(corners).all():
+                raise ValueError("a corner is no number")
             if len(corners) > 2:
                 draw.polygon(corners, fill=255)
     except Exception as error:  # of damaged files: the parser and the drawing raise whatever comes

@@ -22,6 +22,7 @@ from .reading import parse_json, reason
 MAX_FILE_BYTES = 2 * 1024**3
 MAX_GROWTH = 200
 SMALL = 64 * 1024**2
+MAX_SHEET_ROWS = 2**20  # Excel's own limit
 IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
 TABLES = (".xlsx", ".csv", ".tsv", ".jsonl")
 
@@ -66,7 +67,7 @@ class Source:
             name = PurePosixPath(member.filename.replace("\\", "/"))
             if name.is_absolute() or ".." in name.parts or ":" in "".join(name.parts[:1]):
                 raise ValueError(f"'{path}' names a file outside of itself ('{member.filename}'): do not trust it.")
-            if member.is_dir() or _is_hidden(name):
+            if not name.parts or member.is_dir() or _is_hidden(name):
                 continue
             where = f"'{member.filename}' in '{path}'"
             if stat.S_ISLNK(member.external_attr >> 16):
@@ -91,7 +92,9 @@ class Source:
         try:
             return archive.read(member)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
-            raise ValueError(f"'{path}' in '{archive.filename}' is broken ({error}): download it again.") from error
+            raise ValueError(
+                f"'{path}' in '{archive.filename}' is broken ({reason(error)}): download it again."
+            ) from error
 
     def read_table(self, path: str) -> list[dict]:
         """The rows of a table (.xlsx, .csv, .tsv or .jsonl), as column -> value; blank rows are left out.
@@ -119,14 +122,24 @@ class Source:
 def _read_xlsx(content: bytes) -> list[dict]:
     import openpyxl
 
+    with zipfile.ZipFile(io.BytesIO(content)) as parts:
+        size = sum(part.file_size for part in parts.infolist())
+    if size > SMALL:
+        raise ValueError(f"it would grow to {size:,} bytes")
     sheet = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True).worksheets[0]
-    header, *rows = list(sheet.iter_rows(values_only=True)) or [()]
-    # A number as a file name ("17") arrives as a number.
-    cells = [[value if value is None else str(value) for value in row] for row in rows]
-    return [
-        {str(name).strip(): value for name, value in zip(header, row, strict=False) if name is not None}
-        for row in cells
-    ]
+    sheet.reset_dimensions()  # else each row is filled up to as many cells as the file claims
+    header, table = None, []
+    for number, row in enumerate(sheet.iter_rows(values_only=True)):
+        if number == MAX_SHEET_ROWS:  # of which the file may claim to have more, all of them blank
+            raise ValueError("it has more rows than a sheet can have")
+        if header is None:
+            header = row
+        elif any(value is not None for value in row):
+            # A number as a file name ("17") arrives as a number.
+            cells = [value if value is None else str(value) for value in row]
+            named = zip(header, cells, strict=False)
+            table.append({str(name).strip(): value for name, value in named if name is not None})
+    return table
 
 
 def _is_hidden(path: PurePosixPath) -> bool:

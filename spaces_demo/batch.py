@@ -104,7 +104,7 @@ def segment_files(
 def _is_content(entry: zipfile.ZipInfo) -> bool:
     """Not a folder, and not what macOS and file managers hide in a ZIP."""
     path = Path(entry.filename)
-    return not (entry.is_dir() or path.name.startswith(".") or "__MACOSX" in path.parts)
+    return bool(path.name) and not (entry.is_dir() or path.name.startswith(".") or "__MACOSX" in path.parts)
 
 
 def _unpack(path: Path, entry: zipfile.ZipInfo) -> BinaryIO:

@@ -107,7 +107,9 @@ class Segmenter:
                 if not answer.logits.isfinite().all():
                     raise ValueError("it answers with NaN")
                 self.measure(answer, 0.5)
-        except Exception as error:  # whatever is wrong with a folder, the page must come up and say so
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # whatever is wrong with a folder (tokenizers panic), the page comes up
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             raise ValueError(
                 f"No model can be loaded from '{name}': set TAMISEG_MODEL to the best/ folder of a training run, or "

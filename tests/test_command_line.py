@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tamiseg predict`: a mask of the picture's own size, and one sentence with exit code 2 for whatever is wrong."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from modeling_tamiseg import TAMISegForImageSegmentation
 from processing import TAMISegImageProcessor, TAMISegProcessor
@@ -114,6 +117,49 @@ def test_amounts_of_memory():
     for words in ("two", "2 TB", "", "1.2.3MB", "-1GB"):
         with pytest.raises(ValueError, match="no amount of memory"):
             num_bytes(words)
+
+
+def spoil_json(path, *keys, value):
+    content = json.loads(path.read_text())
+    inner = content
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+def spoil_weights(path, change):
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, {"format": "pt"})
+
+
+SPOILT_MODELS = {
+    "cut weights": lambda folder: (folder / "model.safetensors").write_bytes(b"\x10" + bytes(40)),
+    "a tensor is missing": lambda folder: spoil_weights(folder / "model.safetensors", lambda w: w.pop(min(w))),
+    "a tensor of another shape": lambda folder: spoil_weights(
+        folder / "model.safetensors", lambda w: w.update({min(w): torch.zeros(1)})
+    ),
+    "NaN": lambda folder: spoil_weights(
+        folder / "model.safetensors", lambda w: [t.fill_(torch.nan) for t in w.values() if t.is_floating_point()]
+    ),
+    "config of another type": lambda folder: spoil_json(folder / "config.json", "dilations", value="wide"),
+    "config of another model": lambda folder: spoil_json(folder / "config.json", "model_type", value="bert"),
+    "config that is a list": lambda folder: (folder / "config.json").write_text("[]"),
+    "tokenizer": lambda folder: spoil_json(folder / "tokenizer.json", "model", value={"type": "x"}),
+    "special token": lambda folder: spoil_json(folder / "tokenizer_config.json", "cls_token", value=[1]),
+    "processor": lambda folder: spoil_json(folder / "processor_config.json", "image_processor", value="x"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT_MODELS)
+def test_a_spoilt_model_gets_one_sentence_and_no_mask(model, picture, tmp_path, capsys, how):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    SPOILT_MODELS[how](folder)
+    assert main(["predict", str(picture), "--model", str(folder), "--output", str(tmp_path / "mask.png")]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tamiseg: ")]
+    assert len(said) == 1 and "holds no model that can be used (" in said[0] and not (tmp_path / "mask.png").exists()
 
 
 def bad_calls(model, picture, tmp_path):

@@ -9,6 +9,7 @@ import json
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -294,6 +295,14 @@ def test_wrong_image_folders(tmp_path):
     error(ValueError, {"mask_file_name": "masks/1.png"}, "Line 2 of .*jsonl' names no picture: add 'image_file_name'")
     error(ValueError, there | {"prompt": 5}, "Line 2 of .*jsonl': ")
     error(ValueError, ["scan_1.png"], "Line 2 of .*jsonl' is not an object")
+    error(FileNotFoundError, there | {"image_file_name": 5}, "Line 2 of .* image '5', which is not there")
+    error(ValueError, there | {"prompt": "\ud800"}, "Line 2 of .*jsonl' is not in UTF-8")
+    (folder / "train" / "metadata.jsonl").write_bytes(b'{"prompt": "L\xe4sion"}\n')
+    with pytest.raises(ValueError, match="Line 1 of .*jsonl' is not in UTF-8"):
+        load_rows(str(folder), "train")
+    (folder / "train" / "metadata.jsonl").write_text('{"a":' * 100_000)
+    with pytest.raises(ValueError, match="Line 1 of .*jsonl' is not JSON that can be read .nested too deeply"):
+        load_rows(str(folder), "train")
     (folder / "train" / "metadata.jsonl").write_text("{'single': 'quotes'}\n")
     with pytest.raises(ValueError, match="Line 1 of .* is not JSON .*one object per line"):
         load_rows(str(folder), "train")
@@ -316,6 +325,35 @@ def test_unreadable_pictures_are_named(tmp_path):
             ValueError, match=rf"Row {index} \('scan_{index}'\) has an image or a mask that .* replace"
         ):
             read_row(rows, index)
+
+
+def test_damaged_and_distant_tables_get_one_sentence(tmp_path):
+    source = write_parquet(tmp_path / "p", "train", table(3))
+    path = next((tmp_path / "p").glob("*.parquet"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4] + b"\xff" * 20 + whole[24:])
+    with pytest.raises(ValueError, match="has a parquet file that cannot be read .*: download it again"):
+        load_rows(source, "train")
+    with pytest.raises(ValueError, match="has a parquet file that cannot be read"):
+        list(StreamedSegmentationDataset(stream_rows(source, "train")[0], processor()))
+    pictures = (
+        table(2).cast_column("image", datasets.Image(decode=False)).cast_column("mask", datasets.Image(decode=False))
+    )
+    far = tmp_path / "far"
+    far.mkdir()
+    for place, words in (
+        ("https://example.invalid/x.png", "has its image at 'https://example.invalid/x.png': download the pictures"),
+        (str(tmp_path / "gone.png"), "that is not there or cannot be decoded"),
+    ):
+        content = [pictures[0], pictures[1] | {"image": {"bytes": None, "path": place}}]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(content), far / "train.parquet")
+        with pytest.raises(ValueError, match=words):
+            read_row(load_rows(str(far), "train"), 1)
+    with pytest.raises(ValueError, match="there is no file .*gone.png': restore it or drop its row"):
+        fingerprint(load_rows(str(far), "train"))
+    odd = write_parquet(tmp_path / "odd", "train", table(2, patient_id=[{"a": 1}, {"a": 2}]))
+    with pytest.raises(ValueError, match="The patient_id column of .* not text: give it as strings"):
+        load_rows(odd, "train")
 
 
 def test_pairs_that_do_not_fit(tmp_path):

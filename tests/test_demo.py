@@ -378,6 +378,11 @@ def test_models_that_cannot_be_shown(tmp_path, capsys):
     with pytest.raises(ValueError, match="No model can be loaded from .*best/ folder"):
         segment.Segmenter(str(tmp_path / "empty"))
     assert "Error" in capsys.readouterr().err  # the whole story, for who started it
+    save_tiny_model(tmp_path / "odd")
+    settings = json.loads((tmp_path / "odd" / "tokenizer_config.json").read_text())
+    (tmp_path / "odd" / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": "16"}))
+    with pytest.raises(ValueError, match="No model can be loaded"):
+        segment.Segmenter(str(tmp_path / "odd"))
     TAMISegForImageSegmentation(tiny_config(num_labels=4)).save_pretrained(tmp_path / "four")
     TAMISegProcessor(TAMISegImageProcessor(), make_tokenizer()).save_pretrained(tmp_path / "four")
     with pytest.raises(ValueError, match="4 classes"):

@@ -3,6 +3,7 @@
 """Push, pull and push-space against a Hub on the loopback interface: what is uploaded, what others can load, and what
 is left behind when the connection breaks."""
 
+import hashlib
 import json
 import os
 import re
@@ -69,7 +70,10 @@ def test_a_push_is_one_private_commit_of_the_whole_model_and_nothing_else(run, h
     repo = hub.repos["model", REPO]
     assert repo.private and len(repo.commits) == 2  # the empty one of its making, and ours
     files = hub.files(REPO)
-    assert files.keys() == CODE | MODEL | BESIDE | {".gitattributes"}
+    assert files.keys() == CODE | MODEL | BESIDE | {"code.sha256", ".gitattributes"}
+    assert files["code.sha256"] == (folder / "best" / "code.sha256").read_bytes()
+    listed = [line.split("  ") for line in files["code.sha256"].decode().splitlines()]
+    assert listed == [[hashlib.sha256(files[name]).hexdigest(), name] for name in sorted(CODE)]
     assert "left out, no part of a model: patient_7.png" in told and list(repo.commits)[-1] in told
     for name in CODE | MODEL - {"config.json"}:
         assert files[name] == (folder / "best" / name).read_bytes()
@@ -337,6 +341,38 @@ def test_predict_asks_a_pinned_revision(run, hub, tmp_path, capsys):
     assert "config.json" in refused(capsys, *words, "--model", REPO)
     assert "v9" in refused(capsys, *words, "--model", REPO, "--revision", "v9")
     assert "is a folder" in refused(capsys, *words, "--model", run / "best", "--revision", pinned)
+
+
+def test_pull_looks_at_the_code(run, hub, tmp_path, capsys):
+    assert main(["push", str(run), REPO]) == 0
+    files = hub.files(REPO)
+    assert main(["pull", REPO, str(tmp_path / "same")]) == 0
+    assert "its code is that of this installation" in capsys.readouterr().out
+    changed = {**files, "losses.py": files["losses.py"] + b"print('hello')\n"}
+    hub.repos["model", REPO].commit(changed)
+    assert "is not what code.sha256 there lists: do not run it" in refused(capsys, "pull", REPO, tmp_path / "changed")
+    # A list that was made anew hides nothing: what is installed here is another list.
+    code = {name: content for name, content in changed.items() if name in CODE}
+    hub.repos["model", REPO].commit({**changed, "code.sha256": hub_commands.code_hashes(code)})
+    assert main(["pull", REPO, str(tmp_path / "listed")]) == 0
+    assert "code that differs from this installation's: losses.py" in capsys.readouterr().out
+
+
+def test_result_files_that_are_not_as_they_were_written_get_one_sentence(run, hub, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    whole = json.loads((folder / "result.json").read_text())
+    for content, words in (
+        (b"{", "is not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (json.dumps(whole).encode().replace(b'"', b"\xff", 1), "is not in UTF-8"),
+        (json.dumps({**whole, "scores": [1]}).encode(), "is not as train_hf.py and tamiseg evaluate write them"),
+    ):
+        (folder / "result.json").write_bytes(content)
+        assert words in refused(capsys, "push", folder, REPO)
+    (folder / "result.json").unlink()
+    (folder / "best" / "config.json").write_bytes(b"[]")
+    assert "holds no JSON object" in refused(capsys, "push", folder, REPO)
 
 
 def test_space(hub, tmp_path, capsys):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The image processor: every kind of picture and mask, labels that stay with their pixels, masks from logits."""
 
+import io
 from types import SimpleNamespace
 
 import numpy as np
@@ -173,6 +174,20 @@ def test_exif_turns_pictures_and_masks(processor, tmp_path):
     with Image.open(tmp_path / "turned.png") as opened:
         assert (pixels(processor.load_image(opened)) == np.rot90(noise(), -1)).all()
     assert (np.asarray(processor.load_mask(tmp_path / "mask.png")) == np.rot90(blob(), -1)).all()
+
+
+def test_damaged_colours_and_nameless_files_get_a_sentence(processor):
+    picture = Image.new("P", (4, 4))
+    picture.info["transparency"] = "no palette index"
+    with pytest.raises(ValueError, match="the picture's colours cannot be read .*: save it again as PNG"):
+        processor.load_image(picture)
+    written = io.BytesIO()
+    Image.effect_noise((40, 40), 60).save(written, "PNG")
+    with (
+        Image.open(io.BytesIO(written.getvalue()[:900])) as cut,
+        pytest.raises(ValueError, match="^the picture cannot be"),
+    ):
+        processor.load_image(cut)
 
 
 def test_refused_pictures(processor, tmp_path):

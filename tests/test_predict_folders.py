@@ -220,6 +220,9 @@ def bad_calls(scans, tmp_path):
     (tmp_path / "words.txt").write_text("left\n")
     (tmp_path / "list.jsonl").write_text('["a1.png", "left"]\n')
     (tmp_path / "latin.csv").write_bytes("image,sentence\na1.png,Läsion\n".encode("latin-1"))
+    (tmp_path / "endless.csv").write_text("image,sentence\na1.png," + "x" * 200_000)
+    (tmp_path / "number.jsonl").write_text('{"image": 7, "sentence": "left"}\n')
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
     out = tmp_path / "masks"
     return [
         ([tmp_path / "bare", "--output", out], "holds no picture"),
@@ -232,10 +235,13 @@ def bad_calls(scans, tmp_path):
         ([scans, "--output", out, "--prompts", tmp_path / "list.jsonl"], "columns image and sentence"),
         ([scans, "--output", out, "--prompts", tmp_path / "latin.csv"], "UTF-8"),
         ([scans, tmp_path / "gone.png", "--output", out], "there is no picture"),
+        ([scans, "--output", out, "--prompts", tmp_path / "endless.csv"], "no CSV table in UTF-8"),
+        ([scans, "--output", out, "--prompts", tmp_path / "number.jsonl"], "names no picture"),
+        ([scans, "--output", out, "--prompts", tmp_path / "deep.jsonl"], "nested too deeply"),
     ]
 
 
-@pytest.mark.parametrize("case", range(10))
+@pytest.mark.parametrize("case", range(13))
 def test_bad_calls_get_one_sentence(model, scans, tmp_path, capsys, case):
     words, sentence = bad_calls(scans, tmp_path)[case]
     assert call(model, *words) == 2

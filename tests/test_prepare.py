@@ -4,17 +4,20 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
 import shutil
 import stat
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import datasets
 import numpy as np
 import openpyxl
+import pydicom
 import pytest
 from PIL import Image, ImageDraw
 
@@ -22,7 +25,7 @@ from processing.builders import NAMED_SETS, Problems, pair_files
 from processing.command_line import main
 from processing.data import fingerprint, load_rows
 from processing.prepare import Plan, prepare
-from processing.slices import NEEDS_WINDOW, encode
+from processing.slices import NEEDS_WINDOW, dicom_identity, encode, read_images, read_masks
 from processing.sources import Source
 
 
@@ -565,6 +568,43 @@ def test_nifti_volume_becomes_slices(tmp_path):
     assert {row["study_id"] for row in rows} == {"ct"}
 
 
+def test_damaged_volumes_and_outlines_get_one_sentence():
+    import nibabel
+
+    def volume(kind=np.int16, **fields) -> bytes:
+        image = nibabel.Nifti1Image(np.zeros((4, 4, 2), kind), np.eye(4))
+        for name, value in fields.items():
+            image.header[name] = value
+        return image.to_bytes()
+
+    whole = volume()
+    assert len(read_images("ct.nii", whole, (0, 100))) == 2
+    for content in (whole[:-8], whole[:200], whole[:40] + b"\xff" * 16 + whole[56:], volume(np.complex64)):
+        for name, packed in (("ct.nii", content), ("ct.nii.gz", gzip.compress(content))):
+            with pytest.raises(ValueError, match="^(cannot be read as NIfTI|holds no picture) [^\n]*: save it again"):
+                read_images(name, packed, (0, 100))
+    written = io.BytesIO()
+    pydicom.dcmwrite(written, pydicom.Dataset(), implicit_vr=True, little_endian=True)
+    for content in (b"", b"words", bytes(128) + b"DICM", bytes(128) + b"DICM" + written.getvalue()):
+        assert dicom_identity(content) == (None, None)
+        with pytest.raises(ValueError, match="^cannot be read as DICOM [^\n]*: export it"):
+            read_images("s.dcm", content)
+    outline = '<A><Region><Vertex X="%s" Y="1"/><Vertex X="2" Y="2"/><Vertex X="3" Y="1"/></Region></A>'
+    for number in ("x", "", "inf", "nan"):
+        with pytest.raises(ValueError, match="^cannot be read as outlines"):
+            read_masks("a.xml", (outline % number).encode(), 2, (8, 8))
+
+
+def test_a_nifti_file_takes_no_more_memory_than_it_holds(monkeypatch):
+    import nibabel
+
+    packed = gzip.compress(nibabel.Nifti1Image(np.zeros((4, 4, 2), np.uint8), np.eye(4)).to_bytes())
+    tracemalloc.start()
+    read_images("ct.nii.gz", packed)
+    assert tracemalloc.get_traced_memory()[1] < 50e6  # once 2 GiB were set aside for each
+    tracemalloc.stop()
+
+
 def test_training_reads_what_was_prepared(tmp_path):
     from processing.data import SegmentationDataset
     from processing.image_processing_tamiseg import TAMISegImageProcessor
@@ -631,9 +671,26 @@ MISTAKES = {
         lambda s: write_xlsx(s / "t.xlsx", [("p0_0", "x")], ("Who", "text")),
         "'t.xlsx' has no column of file names (Image), it has Who, text",
     ),
+    "table with a longer line": (
+        lambda s: (s / "t.csv").write_text("name,remark\np0_0,x,y,z\n"),
+        "'t.csv' has no column of sentences (Description or text), it has name, remark",
+    ),
+    "sheet of broken XML": (
+        lambda s: spoil_sheet(s / "t.xlsx"),
+        "'t.xlsx' cannot be read as a table (",
+    ),
     "table that is none": (lambda s: (s / "t.xlsx").write_bytes(b"words"), "'t.xlsx' cannot be read as a table"),
     "zip that is none": (lambda s: (s / "more.zip").write_bytes(b"PK words"), "is no whole zip archive"),
 }
+
+
+def spoil_sheet(path: Path) -> None:
+    write_xlsx(path, [("p0_0", "x")])
+    with zipfile.ZipFile(path) as book:
+        parts = {name: book.read(name) for name in book.namelist()}
+    with zipfile.ZipFile(path, "w") as book:
+        for name, content in parts.items():
+            book.writestr(name, content[: len(content) // 2] if "sheet1" in name else content)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

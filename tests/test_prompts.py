@@ -32,6 +32,12 @@ def test_normalize_refuses_what_is_no_sentence(wrong):
         normalize_prompt(wrong)
 
 
+def test_normalize_refuses_broken_characters():
+    with pytest.raises(ValueError, match="holds a broken character: write it in UTF-8"):
+        normalize_prompt(b"L\xe4sion".decode("utf-8", "surrogateescape"))
+    assert normalize_prompt("Läsion 🫁") == "Läsion 🫁"
+
+
 def test_split_findings_drops_blank_parts():
     assert split_findings(" a  nodule ;; two cysts;") == ["a nodule", "two cysts"]
     assert split_findings("one, two") == ["one, two"]

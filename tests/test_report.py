@@ -274,6 +274,11 @@ def test_other_kinds_of_results(folder):
         ("results/a.json", "{", "is not JSON"),
         ("results/a.json", "[1]", "is no result"),
         ("results/a.json", '{"scores": {}}', "is no result"),
+        (
+            "results/a.json",
+            '{"scores": [1], "command": "", "split": "test", "arguments": {}}',
+            "is not as train_hf.py",
+        ),
         ("a.yaml", yaml.safe_dump({"recipe": {"data": "x", "commands": []}}), "does not say its cost, expected"),
     ],
 )
