@@ -99,7 +99,7 @@ def thresholds(moves: int) -> Iterator[float]:
     """Far from one another in turn, so that each move changes the regions, and none like an earlier one, so that the
     browser has no picture of it."""
     for turn in range(moves):
-        step = 0.4 * turn / moves
+        step = 0.3 * turn / moves
         yield 0.9 - step if turn % 2 else 0.1 + step
 
 
