@@ -42,7 +42,7 @@ CALLS = {
 # What code beside a model may import: the user must have it anyway, and none of it starts programs or talks.
 BESIDE_A_MODEL = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"} | {
     "__future__", "collections", "contextlib", "copy", "dataclasses", "functools", "inspect", "itertools", "math",
-    "os", "pathlib", "re", "types", "typing", "warnings",
+    "os", "pathlib", "re", "types", "typing", "warnings", "weakref",
 }  # fmt: skip
 
 
@@ -91,7 +91,9 @@ def test_the_search_finds_what_it_is_for(line):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_nothing_is_unpickled_and_no_program_is_started(path):
-    assert dangers(path.read_text(encoding="utf-8")) == set()
+    # The matrix starts train_hf.py and `tamiseg evaluate`, without a shell.
+    expected = {"subprocess"} if path == ROOT / "experiments" / "matrix.py" else set()
+    assert dangers(path.read_text(encoding="utf-8")) == expected
 
 
 def test_code_beside_a_model_is_small_listed_and_needs_nothing_else():

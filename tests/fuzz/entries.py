@@ -120,7 +120,7 @@ def predict_picture(case: Case) -> None:
         case.kit.folder,
     ]
     words += case.random.choice(([], ["--tile_size", 128], ["--overlay", case.folder / "o.png"]))
-    with mock.patch.object(predict, "load", lambda name: (case.kit.model, case.kit.processor)):
+    with mock.patch.object(predict, "load", lambda *names: (case.kit.model, case.kit.processor)):
         command(*words, "--model", case.kit.folder)
 
 
@@ -129,7 +129,7 @@ def predict_folder(case: Case) -> None:
     pictures, masks = case.folder / "in", case.folder / "out"
     case.write(f"in/case{case.end}", case.content)
     case.write("in/whole.png", case.whole("PNG"))
-    with mock.patch.object(predict, "load", lambda name: (case.kit.model, case.kit.processor)):
+    with mock.patch.object(predict, "load", lambda *names: (case.kit.model, case.kit.processor)):
         try:
             command("predict", pictures, "--model", case.kit.folder, "--output", masks, "--text", "left lesion")
         finally:
@@ -215,7 +215,7 @@ def prompts(case: Case) -> None:
     for name, _ in ROWS:
         case.write(f"in/{name}", case.whole("PNG"))
     words = ["predict", case.folder / "in", "--prompts", case.path, "--output", case.folder / "out"]
-    with mock.patch.object(predict, "load", lambda name: (case.kit.model, case.kit.processor)):
+    with mock.patch.object(predict, "load", lambda *names: (case.kit.model, case.kit.processor)):
         command(*words, "--model", case.kit.folder)
 
 
