@@ -218,9 +218,12 @@ def write_summary(matrix: Path, results: Path) -> int:
     differences to the variant that the group names, Holm-corrected within the group, and what each model computes."""
     groups = yaml.safe_load(matrix.read_text(encoding="utf-8"))
     by_name: dict[tuple[str, str], list[Variant]] = {}
+    missing: dict[str, list[str]] = {}
     for variant in read_matrix(matrix):
         if (results / f"{variant.key}.json").is_file():
             by_name.setdefault((variant.group, variant.name), []).append(variant)
+        else:
+            missing.setdefault(variant.group, []).append(f"{variant.name}, seed {variant.seed}")
     summary = {"about": groups["about"], "matrix": str(matrix), "groups": {}}
     for name, group in groups["groups"].items():
         rows = []
@@ -231,8 +234,8 @@ def write_summary(matrix: Path, results: Path) -> int:
             compared = [row["compared"][arm] for row in rows if arm in row["compared"]]
             for entry, p in zip(compared, holm([entry["p_wilcoxon"] for entry in compared]), strict=True):
                 entry["p_holm"] = p
-        if rows:
-            summary["groups"][name] = {"about": group["about"], "against": group["against"], "rows": rows}
+        told = {"about": group["about"], "against": group["against"], "rows": rows}
+        summary["groups"][name] = {**told, "missing": missing.get(name, [])}
     (results / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return 0
 

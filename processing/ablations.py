@@ -40,8 +40,12 @@ def ablations_page(summaries: dict[str, dict]) -> str:
         parts.append(f"## {name}\n\nData: {about['data']}. Cost: {about['cost']}.")
         for group, table in summary["groups"].items():
             parts.append(f"### {words(group)}\n\n{table['about'].strip()}")
-            parts.append("\n".join(table_lines(group_rows(table))))
-            parts.append("\n".join(verdicts(table)))
+            if table["rows"]:
+                parts.append("\n".join(table_lines(group_rows(table))))
+                parts.append("\n".join(verdicts(table)))
+            if table["missing"]:
+                whole = "All of it" if not table["rows"] else "; ".join(map(words, table["missing"]))
+                parts.append(f"Not run yet: {whole.lower()}.")
             parts.append(f"```bash\npython -m experiments.matrix {summary['matrix']} --groups {group}\n```")
     return "\n\n".join(part for part in parts if part) + "\n"
 
