@@ -215,7 +215,11 @@ def _after(start, variant: Variant, results: Path, threads: int) -> dict:
 
 def write_summary(matrix: Path, results: Path) -> int:
     """Compares the variants of each group on the cases of test, and writes `summary.json`: scores per seed, paired
-    differences to the variant that the group names, Holm-corrected within the group, and what each model computes."""
+    differences to the variant that the group names, Holm-corrected within the group, and what each model computes.
+
+    Cases stay where a run was made. A group with a run that was made elsewhere keeps what its summary said of it."""
+    written = results / "summary.json"
+    before = json.loads(written.read_text(encoding="utf-8"))["groups"] if written.is_file() else {}
     groups = yaml.safe_load(matrix.read_text(encoding="utf-8"))
     by_name: dict[tuple[str, str], list[Variant]] = {}
     missing: dict[str, list[str]] = {}
@@ -226,6 +230,11 @@ def write_summary(matrix: Path, results: Path) -> int:
             missing.setdefault(variant.group, []).append(f"{variant.name}, seed {variant.seed}")
     summary = {"about": groups["about"], "matrix": str(matrix), "groups": {}}
     for name, group in groups["groups"].items():
+        made = [run for (of, _), runs in by_name.items() if of == name for run in runs]
+        if name in before and not all((run.training.folder / "test" / "cases.csv").is_file() for run in made):
+            print(f"{name}: not all runs were made here, so its summary stays as it was", flush=True)
+            summary["groups"][name] = before[name]
+            continue
         rows = []
         for variant in group["variants"]:
             if runs := by_name.get((name, variant)):
@@ -236,7 +245,7 @@ def write_summary(matrix: Path, results: Path) -> int:
                 entry["p_holm"] = p
         told = {"about": group["about"], "against": group["against"], "rows": rows}
         summary["groups"][name] = {**told, "missing": missing.get(name, [])}
-    (results / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    written.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

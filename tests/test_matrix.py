@@ -3,6 +3,7 @@
 """The matrix of experiments: its file says what is meant, a small one runs to its page, and baselines learn."""
 
 import json
+import shutil
 import sys
 from concurrent.futures import Future
 from pathlib import Path
@@ -110,6 +111,12 @@ def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
     monkeypatch.setattr(matrix, "run", None)  # what has a result is not run again
     assert matrix.main() == 0
     assert "3 runs, 0 of them open" in capsys.readouterr().out
+    assert load_summaries(small / "results") == summaries
+
+    shutil.rmtree(small / "runs")  # as on another machine, which has the result files alone
+    assert matrix.main() == 0
+    assert "its summary stays as it was" in capsys.readouterr().out
+    assert load_summaries(small / "results") == summaries
 
 
 def test_a_run_that_fails_is_said_and_the_others_go_on(small, monkeypatch, capsys):
