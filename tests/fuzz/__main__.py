@@ -20,6 +20,8 @@ from pathlib import Path
 
 # Before the Hub's client is imported.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+# Where the demo's modules lie, which import each other as a Space does.
+sys.path.insert(0, str(Path(__file__).parents[2] / "spaces_demo"))
 
 from .corpus import make_corpus  # noqa: E402
 from .entries import Kit  # noqa: E402
