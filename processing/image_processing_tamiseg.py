@@ -88,10 +88,6 @@ class TAMISegImageProcessor(PilBackend):
         """
         image = _read(image, input_data_format)
         if isinstance(image, Image.Image) and (image.mode in ("I", "F") or image.mode.startswith("I;16")):
-            if image.width * image.height > MAX_WIDE_PIXELS:
-                raise ValueError(
-                    f"the picture has {image.width}x{image.height} pixels of more than 8 bits: make it smaller first."
-                )
             image = _channels_last(np.asarray(image))
         if isinstance(image, np.ndarray):
             image = _to_8_bit(image)
@@ -289,6 +285,13 @@ class TAMISegImageProcessor(PilBackend):
         return (masks, probabilities) if return_probabilities else masks
 
 
+def check_size(opened: Image.Image) -> None:
+    """Raises Pillow's DecompressionBombError where more than 8 bits come with more pixels than it looks at."""
+    wide = opened.mode in ("I", "F") or opened.mode.startswith("I;16")
+    if wide and opened.width * opened.height > MAX_WIDE_PIXELS:
+        raise Image.DecompressionBombError(f"{opened.width}x{opened.height} pixels of more than 8 bits")
+
+
 def _as_list(pictures, count: int = 1) -> list:
     """A batch as a list. A 3-D array is one picture, unless `count` says that several are expected."""
     if isinstance(pictures, (list, tuple)):
@@ -311,10 +314,11 @@ def _read(picture, input_data_format: str | ChannelDimension | None = None) -> I
         raise ValueError(
             f"{type(picture).__name__} is no picture: give a path, a PIL image, a numpy array or a torch tensor."
         )
-    name = getattr(picture, "filename", picture)  # empty where an image came of no file
-    name = f"'{name}'" if name and name is not picture or not isinstance(picture, Image.Image) else "the picture"
+    nameless = isinstance(picture, Image.Image) and not getattr(picture, "filename", None)
+    name = "the picture" if nameless else f"'{getattr(picture, 'filename', picture)}'"
     try:
         with nullcontext(picture) if isinstance(picture, Image.Image) else Image.open(picture) as opened:
+            check_size(opened)
             # A phone's MPO file is one photograph with a preview behind it.
             frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
             opened.load()

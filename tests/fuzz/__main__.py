@@ -18,8 +18,8 @@ from collections import Counter
 from pathlib import Path
 
 
-# Before the Hub's client is imported.
-os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")  # before the Hub's client is imported
+sys.path.insert(0, str(Path(__file__).parents[2] / "spaces_demo"))  # whose files import each other by their names
 
 from .corpus import make_corpus  # noqa: E402
 from .entries import Kit  # noqa: E402
