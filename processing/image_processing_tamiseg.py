@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures and masks to what the model is fed, and the model's logits back to masks of the picture's own size."""
 
+import io
 import os
 from contextlib import nullcontext
 
@@ -317,7 +318,7 @@ def _read(picture, input_data_format: str | ChannelDimension | None = None) -> I
     nameless = isinstance(picture, Image.Image) and not getattr(picture, "filename", None)
     name = "the picture" if nameless else f"'{getattr(picture, 'filename', picture)}'"
     try:
-        with nullcontext(picture) if isinstance(picture, Image.Image) else Image.open(picture) as opened:
+        with nullcontext(picture) if isinstance(picture, Image.Image) else Image.open(_content(picture)) as opened:
             check_size(opened)
             # A phone's MPO file is one photograph with a preview behind it.
             frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
@@ -331,12 +332,22 @@ def _read(picture, input_data_format: str | ChannelDimension | None = None) -> I
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels to be opened safely: make it smaller first.") from error
     except Exception as error:  # of damaged files: decoders raise TypeError, RuntimeError and whatever else comes
-        raise ValueError(f"{name} cannot be read as a picture ({error}): save it again as PNG.") from error
+        said = str(error) or type(error).__name__
+        raise ValueError(f"{name} cannot be read as a picture ({said}): save it again as PNG.") from error
     if frames > 1:
         raise ValueError(f"the picture is a stack of {frames}: give its slices one by one.")
     if 0 in upright.size:
         raise ValueError(f"the picture is empty ({upright.width}x{upright.height}): give one that has pixels.")
     return upright
+
+
+def _content(path: str | os.PathLike) -> io.BytesIO:
+    """A file in memory. Of one on disk, Pillow's decoders set aside as much as a header claims that there is to read,
+    which may be gigabytes."""
+    if not os.path.isfile(path):  # a device has no end
+        raise FileNotFoundError(path)
+    with open(path, "rb") as file:
+        return io.BytesIO(file.read())
 
 
 def _channels_last(

@@ -9,7 +9,7 @@ import io
 import json
 import stat
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 import openpyxl
@@ -293,4 +293,3 @@ def test_zipped_pictures_are_read(tmp_path):
     pictures = [Image.new("L", (4, 4))] * 3
     (tmp_path / "set.zip").write_bytes(zipped(pictures, pictures[0]))
     assert len(Source(tmp_path).paths) == 7 and len(batch.collect([str(tmp_path / "set.zip")])) == 7
-    assert Path(tmp_path / "set.zip").is_file()
