@@ -168,9 +168,12 @@ def main() -> int:
     parser.add_argument("--summarise", action="store_true", help="only compare what has been run")
     arguments = parser.parse_args()
     results = RESULTS / arguments.matrix.stem
+    try:
+        variants = read_matrix(arguments.matrix, arguments.groups, arguments.seeds)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     if arguments.summarise:
         return write_summary(arguments.matrix, results)
-    variants = read_matrix(arguments.matrix, arguments.groups, arguments.seeds)
     open_ones = [v for v in variants if not (results / f"{v.key}.json").is_file()]
     print(f"{len(variants)} runs, {len(open_ones)} of them open", flush=True)
     if arguments.list:

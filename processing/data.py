@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .builtin_sample import load_builtin_sample
+from .builtin_sample import SPLITS, load_builtin_sample
 from .image_processing_tamiseg import IGNORE_INDEX
 from .prompts import normalize_prompt
 from .reading import parse_json, reason
@@ -64,7 +64,7 @@ def load_rows(source: str, split: str, *, max_rows: int | None = None, seed: int
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows is {max_rows}: give at least 1, or None for all rows.")
     if source == "builtin":
-        return load_builtin_sample(split, max_rows, seed)
+        return load_builtin_sample(split, max_rows and min(max_rows, SPLITS.get(split, max_rows)), seed)
 
     folder = Path(source).expanduser()
     if folder.is_dir():

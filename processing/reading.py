@@ -16,7 +16,7 @@ def reason(error: Exception) -> str:
     return " ".join(said.split())[:200] or type(error).__name__
 
 
-def parse_json(content: str | bytes, where: str, remedy: str = "write it anew"):
+def parse_json(content: str | bytes, where: str, remedy: str):
     """The value that is written there.
 
     Raises:
@@ -35,14 +35,14 @@ def parse_json(content: str | bytes, where: str, remedy: str = "write it anew"):
     return value
 
 
-def read_json(path: str | Path, kind: type = dict, remedy: str = "write it anew"):
-    """The value in a file, which must be of a kind.
+def read_json(path: str | Path) -> dict:
+    """The object in a file.
 
     Raises:
         OSError: it cannot be read.
         ValueError: as `parse_json`, or it holds something else.
     """
-    value = parse_json(Path(path).read_bytes(), f"'{path}'", remedy)
-    if not isinstance(value, kind):
-        raise ValueError(f"'{path}' holds no JSON {'object' if kind is dict else 'list'}: {remedy}.")
+    value = parse_json(Path(path).read_bytes(), f"'{path}'", "write it anew")
+    if not isinstance(value, dict):
+        raise ValueError(f"'{path}' holds no JSON object: write it anew.")
     return value

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from .image_processing_tamiseg import WINDOW, TAMISegImageProcessor
+from .image_processing_tamiseg import WINDOW, TAMISegImageProcessor, check_size
 from .reading import reason
 from .sources import MAX_FILE_BYTES
 
@@ -130,6 +130,7 @@ def open_picture(content: bytes) -> Image.Image:
         raise ValueError("is empty")
     try:
         opened = Image.open(io.BytesIO(content))
+        check_size(opened)
         opened.load()
     except Exception as error:  # of damaged files: decoders raise whatever comes
         raise ValueError(f"cannot be decoded ({reason(error)})") from error

@@ -6,6 +6,7 @@ A Space has this folder and a Hub id, but not our packages: the model then bring
 """
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -135,7 +136,9 @@ class Segmenter:
         name = name or Path(source).name
         too_large = f"'{name}' has more than {MAX_MEGAPIXELS} million pixels: make it smaller first."
         try:
-            opened = Image.open(source, formats=FORMATS)  # reads the header only
+            # In memory, because of a file on disk decoders set aside as much as its header claims that there is.
+            content = source if hasattr(source, "read") else io.BytesIO(Path(source).read_bytes())
+            opened = Image.open(content, formats=FORMATS)  # reads the header only
         except Image.DecompressionBombError as error:
             raise ValueError(too_large) from error
         except UnidentifiedImageError as error:

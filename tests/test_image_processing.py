@@ -3,6 +3,8 @@
 """The image processor: every kind of picture and mask, labels that stay with their pixels, masks from logits."""
 
 import io
+import struct
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -188,6 +190,19 @@ def test_damaged_colours_and_nameless_files_get_a_sentence(processor):
         pytest.raises(ValueError, match="^the picture cannot be"),
     ):
         processor.load_image(cut)
+
+
+def test_a_header_that_claims_gigabytes_sets_none_aside(processor, tmp_path):
+    path = tmp_path / "x.jp2"
+    Image.new("L", (8, 8)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(struct.pack(">I", 45) + b"jp2h", struct.pack(">I", 2**32 - 1) + b"jp2h"))
+    assert path.read_bytes() != whole
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="cannot be read as a picture"):
+        processor.load_image(path)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 def test_refused_pictures(processor, tmp_path):

@@ -138,6 +138,15 @@ def test_the_end_of_a_log_says_why(tmp_path):
         matrix.run(["-c", "import sys; sys.exit('no such thing')"], tmp_path / "log.txt", threads=1)
 
 
+@pytest.mark.parametrize("words", [["nowhere.yaml"], ["small.yaml", "--groups", "nothing"]])
+def test_bad_words_get_one_sentence(small, monkeypatch, capsys, words):
+    monkeypatch.setattr(sys, "argv", ["matrix", *words])
+    with pytest.raises(SystemExit) as end:
+        matrix.main()
+    assert end.value.code == 2
+    assert words[-1] in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_unknown_names_are_refused(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(TINY.replace("start: tiny}", "start: other}"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from processing.ablations import ablations_page, load_summaries
 from processing.command_line import main
 from processing.evaluation import COLUMNS
 from processing.report import MARKS, QUEUE_MARK, load_recipes, load_results, queue, results_page
@@ -94,6 +95,8 @@ def test_docs_are_those_of_the_results():
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == results_page(results, recipes), stale
     readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
     assert readme.split(QUEUE_MARK + "\n\n")[1] == queue(results, recipes), stale
+    summaries = load_summaries(ROOT / "experiments" / "results")
+    assert (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8") == ablations_page(summaries), stale
 
 
 def test_a_recipe_says_what_it_takes_and_its_commands_are_understood():

@@ -41,8 +41,8 @@ CALLS = {
 }
 # What code beside a model may import: the user must have it anyway, and none of it starts programs or talks.
 BESIDE_A_MODEL = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"} | {
-    "__future__", "collections", "contextlib", "copy", "dataclasses", "functools", "inspect", "itertools", "math",
-    "os", "pathlib", "re", "types", "typing", "warnings", "weakref",
+    "__future__", "collections", "contextlib", "copy", "dataclasses", "functools", "inspect", "io", "itertools",
+    "math", "os", "pathlib", "re", "types", "typing", "warnings", "weakref",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures and masks to what the model is fed, and the model's logits back to masks of the picture's own size."""
 
+import io
 import os
 from contextlib import nullcontext
 
@@ -92,10 +93,6 @@ class TAMISegImageProcessor(PilBackend):
         """As [`load_image`], but grey pictures stay grey (mode L)."""
         image = _read(image, input_data_format)
         if isinstance(image, Image.Image) and (image.mode in ("I", "F") or image.mode.startswith("I;16")):
-            if image.width * image.height > MAX_WIDE_PIXELS:
-                raise ValueError(
-                    f"the picture has {image.width}x{image.height} pixels of more than 8 bits: make it smaller first."
-                )
             image = _channels_last(np.asarray(image))
         if isinstance(image, np.ndarray):
             image = _to_8_bit(image)
@@ -295,6 +292,13 @@ class TAMISegImageProcessor(PilBackend):
         return (masks, probabilities) if return_probabilities else masks
 
 
+def check_size(opened: Image.Image) -> None:
+    """Raises Pillow's DecompressionBombError where more than 8 bits come with more pixels than it looks at."""
+    wide = opened.mode in ("I", "F") or opened.mode.startswith("I;16")
+    if wide and opened.width * opened.height > MAX_WIDE_PIXELS:
+        raise Image.DecompressionBombError(f"{opened.width}x{opened.height} pixels of more than 8 bits")
+
+
 def _as_list(pictures, count: int = 1) -> list:
     """A batch as a list. A 3-D array is one picture, unless `count` says that several are expected."""
     if isinstance(pictures, (list, tuple)):
@@ -317,10 +321,11 @@ def _read(picture, input_data_format: str | ChannelDimension | None = None) -> I
         raise ValueError(
             f"{type(picture).__name__} is no picture: give a path, a PIL image, a numpy array or a torch tensor."
         )
-    name = getattr(picture, "filename", picture)  # empty where an image came of no file
-    name = f"'{name}'" if name and name is not picture or not isinstance(picture, Image.Image) else "the picture"
+    nameless = isinstance(picture, Image.Image) and not getattr(picture, "filename", None)
+    name = "the picture" if nameless else f"'{getattr(picture, 'filename', picture)}'"
     try:
-        with nullcontext(picture) if isinstance(picture, Image.Image) else Image.open(picture) as opened:
+        with nullcontext(picture) if isinstance(picture, Image.Image) else Image.open(_content(picture)) as opened:
+            check_size(opened)
             # A phone's MPO file is one photograph with a preview behind it.
             frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
             opened.load()
@@ -333,7 +338,8 @@ def _read(picture, input_data_format: str | ChannelDimension | None = None) -> I
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels to be opened safely: make it smaller first.") from error
     except Exception as error:  # of damaged files: decoders raise TypeError, RuntimeError and whatever else comes
-        raise ValueError(f"{name} cannot be read as a picture ({error}): save it again as PNG.") from error
+        said = str(error) or type(error).__name__
+        raise ValueError(f"{name} cannot be read as a picture ({said}): save it again as PNG.") from error
     if frames > 1:
         raise ValueError(f"the picture is a stack of {frames}: give its slices one by one.")
     if 0 in upright.size:
@@ -349,6 +355,15 @@ def _channels_first(image: Image.Image) -> np.ndarray:
     """uint8 `(C, H, W)`. Band by band, because turning the axes of a whole takes three times as long."""
     bands = [np.frombuffer(image.tobytes("raw", band), np.uint8) for band in image.getbands()]
     return np.stack(bands).reshape(-1, image.height, image.width)
+
+
+def _content(path: str | os.PathLike) -> io.BytesIO:
+    """A file in memory. Of one on disk, Pillow's decoders set aside as much as a header claims that there is to read,
+    which may be gigabytes."""
+    if not os.path.isfile(path):  # a device has no end
+        raise FileNotFoundError(path)
+    with open(path, "rb") as file:
+        return io.BytesIO(file.read())
 
 
 def _channels_last(

@@ -18,22 +18,18 @@ from collections import Counter
 from pathlib import Path
 
 
-# Before the Hub's client is imported.
-os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
-# Where the demo's modules lie, which import each other as a Space does.
-sys.path.insert(0, str(Path(__file__).parents[2] / "spaces_demo"))
-
-from .corpus import make_corpus  # noqa: E402
-from .entries import Kit  # noqa: E402
-from .workers import choose, run_case, run_cases  # noqa: E402
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", type=int, default=20000, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of all damages")
     parser.add_argument("--case", type=int, help="the number of one case to run by itself")
     arguments = parser.parse_args()
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")  # before the Hub's client is imported
+    sys.path.insert(0, str(Path(__file__).parents[2] / "spaces_demo"))  # whose files import each other by their names
+    from .corpus import make_corpus
+    from .entries import Kit
+    from .workers import run_case, run_cases
+
     started = time.time()
     with tempfile.TemporaryDirectory() as scratch:
         model, folder = Path(scratch) / "model", Path(scratch) / "case"
@@ -53,6 +49,8 @@ def main() -> int:
 
 def show(outcomes: dict, seed: int, seconds: float) -> int:
     """Prints the table; 1 where there was a failure."""
+    from .workers import choose
+
     rows: dict[tuple[str, str], list] = {}
     for outcome in outcomes.values():
         kind, entry, _ = choose(seed, outcome.number)

@@ -247,8 +247,8 @@ def stream(case: Case) -> None:
 
 def evaluate(case: Case) -> None:
     case.write("in/test-0.parquet", case.content)
-    build = lambda *_: (evaluation.Segmenter(case.kit.model, case.kit.processor), "0" * 64)  # noqa: E731
-    with mock.patch.object(evaluation, "build", build):
+    built = evaluation.Segmenter(case.kit.model, case.kit.processor), "0" * 64
+    with mock.patch.object(evaluation, "build", return_value=built):
         command("evaluate", case.kit.folder, "--dataset", case.folder / "in", "--output", case.folder / "out")
 
 

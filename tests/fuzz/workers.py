@@ -75,8 +75,10 @@ def judge(kit: Kit, seed: int, number: int) -> Outcome:
             said = str(error)
             shape = re.sub(r"'[^']*'", "''", said)  # people's own words may look as they like
             where = traceback.format_exc()
-            # What was caught in our code, where everything a decoder raises is.
-            out_of_memory = isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError)
+            # Our code catches everything that a decoder raises: a sentence may hide this.
+            out_of_memory = (
+                re.search(r"MemoryError|can't allocate|bad_alloc|Cannot allocate|malloc", where) is not None
+            )
             if type(error) not in OURS or out_of_memory:
                 outcome = Outcome(number, "MemoryError" if out_of_memory else type(error).__name__, where)
             elif not said or "\n" in shape or len(shape) > LONGEST or re.search(r" at 0x|Traceback|<class '", said):
