@@ -380,9 +380,15 @@ class StreamedSegmentationDataset(_Items, torch.utils.data.IterableDataset):
             stream = stream.reshard().shuffle(seed=self.seed, buffer_size=buffer_size, max_buffer_input_shards=1)
         self.stream = split_dataset_by_node(stream, rank, world_size)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Changes the order and all draws; call it before each pass. Reaches running workers too."""
+        super().set_epoch(epoch)
+        # Here and not in the workers: they share the stream's epoch, and set_epoch adds the difference to it, so that
+        # two at once would add it twice, and each would read another order.
+        self.stream.set_epoch(epoch)
+
     def __iter__(self):
         """Gives the items of one pass, see `SegmentationDataset.__getitem__`."""
-        self.stream.set_epoch(int(self._epoch))
         stream = iter(self.stream)
         while True:
             with _parquet_in_plain_words("the stream"):
