@@ -179,7 +179,8 @@ def main() -> int:
     if arguments.list:
         print("\n".join(v.key for v in open_ones))
         return 0
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = max(1, cores // arguments.jobs)
     failed = 0
     with ThreadPoolExecutor(arguments.jobs) as pool:
         try:
