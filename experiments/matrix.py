@@ -5,6 +5,9 @@
     python -m experiments.matrix experiments/matrix_qata_112.yaml --jobs 2
     python -m experiments.matrix experiments/matrix_qata_112.yaml --groups parts --seeds 0 --list
 
+Where a group has a `search`, a field and values for it, each variant is first trained with all of them under the first
+seed, and the value that scores best on validation is what all its seeds take.
+
 What has a result file in `experiments/results/NAME/` is skipped, a broken run goes on from its last checkpoint, and
 `Ctrl-C` ends at the next step: the same command goes on. Weights and cases stay in `runs/`. At the end (or by
 `--summarise`) the variants are compared into `summary.json`, of which `tamiseg report` makes docs/ablations.md.
@@ -65,9 +68,15 @@ class Variant:
     name: str
     seed: int
     start: Training | None
-    training: Training
+    candidates: tuple[Training, ...]  # one per value that is searched; one where nothing is, or the search is over
+    searched: str | None
     arms: tuple[str, ...]
     test_rows: int | None
+
+    @property
+    def training(self) -> Training:
+        (training,) = self.candidates
+        return training
 
     @property
     def key(self) -> str:
@@ -88,7 +97,7 @@ def read_matrix(path: Path, groups: list[str] | None = None, seeds: list[int] | 
     """The variants of a matrix file, seed by seed, so that each seed is a whole comparison before the next begins.
 
     Raises:
-        ValueError: a group or a start has no such name.
+        ValueError: a group or a start has no such name, or a group searches more than one field.
     """
     matrix = yaml.safe_load(path.read_text(encoding="utf-8"))
     if unknown := set(groups or ()) - set(matrix["groups"]):
@@ -98,6 +107,10 @@ def read_matrix(path: Path, groups: list[str] | None = None, seeds: list[int] | 
     for group, about in matrix["groups"].items():
         if groups and group not in groups:
             continue
+        search = about.get("search", {})
+        if len(search) > 1:
+            raise ValueError(f"{path}: group {group} searches {sorted(search)}: one field is what can be searched.")
+        searched = next(iter(search), None)
         for seed in seeds or matrix["seeds"]:
             for name, own in about["variants"].items():
                 fields = {**matrix["fields"], **about.get("fields", {}), **own}
@@ -113,11 +126,46 @@ def read_matrix(path: Path, groups: list[str] | None = None, seeds: list[int] | 
                         "pretrain", start, seed, {**matrix["fields"], **matrix["starts"][start], **budget}, folder
                     )
                     fields["vision_model"] = str(folder / "best")
-                folder = runs / group / f"{name}-seed{seed}"
                 arms = ("no_text",) if fields["prompt_dropout"] == 1 else ("full_text", "no_text", "shuffled_text")
-                training = Training("finetune", name, seed, fields, folder)
-                variants.append(Variant(group, name, seed, first, training, arms, about.get("test_rows")))
+                candidates = []
+                for value in _values(path, group, name, search):
+                    ending = "" if value is None else f"-{searched}-{value}"
+                    folder = runs / group / f"{name}-seed{seed}{ending}"
+                    own = {} if value is None else {searched: value}
+                    candidates.append(Training("finetune", name, seed, {**fields, **own}, folder))
+                test_rows = about.get("test_rows")
+                variants.append(Variant(group, name, seed, first, tuple(candidates), searched, arms, test_rows))
     return variants
+
+
+def _values(path: Path, group: str, name: str, search: dict) -> list:
+    """What a variant takes of the searched field: what was chosen, or all, or [None] where there is no search."""
+    if not search:
+        return [None]
+    chosen = _search_file(RESULTS / path.stem, group, name)
+    if chosen.is_file():
+        return [json.loads(chosen.read_text(encoding="utf-8"))["chosen"]]
+    return next(iter(search.values()))
+
+
+def _search_file(results: Path, group: str, name: str) -> Path:
+    return results / f"search-{group}-{name}.json"
+
+
+def choose(variant: Variant, results: Path) -> str:
+    """Writes which candidate scored best on validation, and says it."""
+    key, scores = variant.searched, {}
+    for training in variant.candidates:
+        trained = json.loads((training.folder / "result.json").read_text(encoding="utf-8"))
+        scores[training.fields[key]] = trained["scores"][variant.arms[0]]["dice_per_image"]
+    chosen = max(scores, key=scores.get)
+    told = {"field": key, "seed": variant.seed, "chosen": chosen, "split": "validation", "metric": "dice_per_image"}
+    told |= {"scores": [{"value": value, "score": score} for value, score in scores.items()]}
+    results.mkdir(parents=True, exist_ok=True)
+    file = _search_file(results, variant.group, variant.name)
+    file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    shown = ", ".join(f"{value} {100 * score:.2f}" for value, score in scores.items())
+    return f"{variant.group}-{variant.name}: {key} {chosen} of {shown} on validation"
 
 
 def run(words: list[str], log: Path, threads: int) -> None:
@@ -139,8 +187,7 @@ def score(variant: Variant, results: Path, threads: int) -> dict:
     """Trains and scores a variant, and writes its result file."""
     started = time.time()
     training = variant.training
-    if not training.done:
-        run(training.command(), training.folder / "log.txt", threads)
+    train(training, threads)
     run(variant.command(), training.folder / "log.txt", threads)
     result = json.loads((training.folder / "test" / "result.json").read_text(encoding="utf-8"))
     for scores in result["scores"].values():  # the bins are the bulk of the file
@@ -184,12 +231,28 @@ def main() -> int:
     failed = 0
     with ThreadPoolExecutor(arguments.jobs) as pool:
         try:
-            starts, waiting = {}, {}
-            for variant in open_ones:
-                start = variant.start
-                if start is not None and not start.done and start.folder not in starts:
-                    starts[start.folder] = pool.submit(run, start.command(), start.folder / "log.txt", threads)
-                waiting[pool.submit(_after, starts.get(start and start.folder), variant, results, threads)] = variant
+            open_names = {(v.group, v.name) for v in open_ones if len(v.candidates) > 1}
+            first = yaml.safe_load(arguments.matrix.read_text(encoding="utf-8"))["seeds"][:1]
+            undecided = [
+                v for v in read_matrix(arguments.matrix, arguments.groups, first) if (v.group, v.name) in open_names
+            ]
+            starts, searching, waiting = {}, {}, {}
+            for variant in undecided:
+                start = _begin(variant, starts, pool, threads)
+                searching[variant.key] = [pool.submit(_after, start, train, t, threads) for t in variant.candidates]
+            for variant in undecided:
+                try:
+                    for future in searching[variant.key]:
+                        future.result()
+                    print(choose(variant, results), flush=True)
+                except RuntimeError as error:
+                    failed += 1
+                    print(f"{variant.key}: {error}", flush=True)
+            for variant in read_matrix(arguments.matrix, arguments.groups, arguments.seeds):
+                if len(variant.candidates) > 1 or (results / f"{variant.key}.json").is_file():
+                    continue
+                start = _begin(variant, starts, pool, threads)
+                waiting[pool.submit(_after, start, score, variant, results, threads)] = variant
             for future in as_completed(waiting):
                 variant = waiting[future]
                 try:
@@ -210,11 +273,24 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _after(start, variant: Variant, results: Path, threads: int) -> dict:
+def _begin(variant: Variant, starts: dict, pool, threads: int):
+    """The future of a variant's stage 1, handed to the pool if nobody did; None where there is nothing to wait for."""
+    start = variant.start
+    if start is not None and start.folder not in starts and not start.done:
+        starts[start.folder] = pool.submit(run, start.command(), start.folder / "log.txt", threads)
+    return starts.get(start and start.folder)
+
+
+def _after(start, function, *arguments):
     # A start is handed to the pool before what waits for it, so somebody is at work on it.
     if start is not None:
         start.result()
-    return score(variant, results, threads)
+    return function(*arguments)
+
+
+def train(training: Training, threads: int) -> None:
+    if not training.done:
+        run(training.command(), training.folder / "log.txt", threads)
 
 
 def write_summary(matrix: Path, results: Path) -> int:
@@ -263,6 +339,9 @@ def _summary_row(runs: list[Variant], against: list[Variant], results: Path) -> 
     }
     row = {"variant": runs[0].name, "main": runs[0].arms[0], "seeds": [run.seed for run in runs], "scores": scores}
     row |= {"minutes": [file["minutes"] for file in files], **cost(runs[0])}
+    search = _search_file(results, runs[0].group, runs[0].name)
+    if search.is_file():
+        row["search"] = json.loads(search.read_text(encoding="utf-8"))
     row["compared"] = {}
     shared = [(ours, theirs) for ours in runs for theirs in against if ours.seed == theirs.seed]
     if shared and runs[0].name != against[0].name:

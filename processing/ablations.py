@@ -43,6 +43,7 @@ def ablations_page(summaries: dict[str, dict]) -> str:
             if table["rows"]:
                 parts.append("\n".join(table_lines(group_rows(table))))
                 parts.append("\n".join(verdicts(table)))
+                parts.append(searches(table))
             if table["missing"]:
                 whole = "All of it" if not table["rows"] else "; ".join(map(words, table["missing"]))
                 parts.append(f"Not run yet: {whole.lower()}.")
@@ -106,6 +107,22 @@ def verdicts(table: dict) -> list[str]:
             said = f"no difference shown; the interval is {low:+.2f} to {high:+.2f} points"
         lines.append(f"- **{words(row['variant'])}** against {words(table['against'])}: {said}.")
     return lines
+
+
+def searches(table: dict) -> str:
+    """What a search chose for each variant; nothing where there was none."""
+    searched = [row for row in table["rows"] if "search" in row]
+    if not searched:
+        return ""
+    search = searched[0]["search"]
+    lines = [
+        f"Each variant's {words(search['field'])} is the best of a search, by Dice per image on {search['split']} "
+        f"under seed {search['seed']}:\n"
+    ]
+    for row in searched:
+        tried = ", ".join(f"{entry['value']:g} {100 * entry['score']:.1f}" for entry in row["search"]["scores"])
+        lines.append(f"- {words(row['variant'])}: **{row['search']['chosen']:g}** ({tried})")
+    return "\n".join(lines)
 
 
 def spread(values: list[float]) -> str:

@@ -38,6 +38,14 @@ groups:
       full: {}
       no_text: {prompt_dropout: 1.0}
       unet: {start: null, vision_model: tiny, model_class: "experiments.baselines:UNet"}
+  searched:
+    about: A test.
+    against: full
+    search: {learning_rate: [1.0e-3, 3.0e-3]}
+    fields: {epochs: 1, start: tiny}
+    test_rows: 3
+    variants:
+      full: {}
 """
 
 
@@ -46,7 +54,7 @@ def test_shipped_matrices_are_understood(path):
     variants = matrix.read_matrix(path)
     assert len({v.key for v in variants}) == len(variants)
     for variant in variants:
-        for training in filter(None, (variant.start, variant.training)):
+        for training in filter(None, (variant.start, *variant.candidates)):
             arguments = train_hf.parse_arguments(training.command()[1:])
             assert arguments.stage == training.stage and arguments.seed == variant.seed
             TAMISegConfig(**json.loads(arguments.model_config))
@@ -97,12 +105,20 @@ def small(tmp_path, monkeypatch):
 
 def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
     assert matrix.main() == 0
-    assert "3 runs, 3 of them open" in capsys.readouterr().out
+    assert "4 runs, 4 of them open" in capsys.readouterr().out
     summaries = load_summaries(small / "results")
     rows = {row["variant"]: row for row in summaries["small"]["groups"]["parts"]["rows"]}
     assert rows["full"]["compared"] == {} and rows["no_text"]["main"] == "no_text"
     assert rows["no_text"]["compared"]["main"]["units"] == 2  # six rows of two pictures
+    tried = {
+        entry["value"]: entry["score"]
+        for entry in summaries["small"]["groups"]["searched"]["rows"][0]["search"]["scores"]
+    }
+    best = max(tried, key=tried.get)
+    searched = json.loads((small / "results/small/searched-full-seed0.json").read_text())
+    assert set(tried) == {0.001, 0.003} and searched["training"]["arguments"]["learning_rate"] == best
     page = ablations_page(summaries)
+    assert f"- full: **{best:g}** (0.001 " in page
     for variant in ("full", "no text", "unet"):
         assert f"| {variant} |" in page
     first = json.loads((small / "results/small/parts-full-seed0.json").read_text())
@@ -110,7 +126,7 @@ def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
 
     monkeypatch.setattr(matrix, "run", None)  # what has a result is not run again
     assert matrix.main() == 0
-    assert "3 runs, 0 of them open" in capsys.readouterr().out
+    assert "4 runs, 0 of them open" in capsys.readouterr().out
     assert load_summaries(small / "results") == summaries
 
     shutil.rmtree(small / "runs")  # as on another machine, which has the result files alone
@@ -154,6 +170,9 @@ def test_unknown_names_are_refused(tmp_path):
         matrix.read_matrix(path)
     with pytest.raises(ValueError, match="has no group"):
         matrix.read_matrix(path, groups=["nothing"])
+    path.write_text(TINY.replace("search: {", "search: {seed: [1, 2], "))
+    with pytest.raises(ValueError, match="one field is what can be searched"):
+        matrix.read_matrix(path)
 
 
 @pytest.mark.parametrize("name", CLASSES)
