@@ -91,6 +91,9 @@ class Arguments:
         metadata={"help": "share of the training masks that are used; the other rows serve consistency, distillation"},
     )
     prompt_dropout: float = field(default=0.2, metadata={"help": "share of training sentences that are hidden"})
+    prompt_shortening: float = field(
+        default=0.0, metadata={"help": "share of the shown training sentences that lose places or clauses"}
+    )
     num_workers: int = field(default=0, metadata={"help": "processes that read data"})
     streaming: bool = field(default=False, metadata={"help": "read training rows as they come, with no copy on disk"})
     cache: bool = field(default=False, metadata={"help": "keep decoded training rows in memory, 4 bytes a pixel"})
@@ -173,8 +176,9 @@ class Arguments:
             raise ValueError(f"max_grad_norm is {self.max_grad_norm}: give a norm above 0 (a large one hardly clips).")
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(f"{self.report_to} is not installed: pip install {self.report_to}, or --report_to none.")
-        if not 0 <= self.prompt_dropout <= 1:
-            raise ValueError(f"prompt_dropout is a probability: give a number from 0 to 1, not {self.prompt_dropout}.")
+        for name in ("prompt_dropout", "prompt_shortening"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name} is a probability: give a number from 0 to 1, not {value}.")
         if self.push_to_hub and (self.stage != "finetune" or self.hub_model_id is None):
             raise ValueError("push_to_hub needs a hub_model_id, and the finetune stage: add them, or leave it out.")
         if self.hub_model_id is not None:
@@ -404,6 +408,7 @@ def main(argv=None) -> dict:
         "augmentation": JointAugmentation(),
         "perturbation": ConsistencyPerturbation() if pretraining else None,
         "prompt_dropout": 0.0 if pretraining else arguments.prompt_dropout,
+        "prompt_shortening": 0.0 if pretraining else arguments.prompt_shortening,
         "seed": arguments.seed,
     }
     if arguments.streaming:

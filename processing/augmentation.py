@@ -6,12 +6,14 @@ alone. Every draw comes from the generator that is passed in, so a view depends 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
+from .arms import remove_places
 from .image_processing_tamiseg import IGNORE_INDEX
 from .prompts import mirror_prompt
 from .sentences import agreeing
@@ -220,6 +222,29 @@ class ConsistencyPerturbation:
             fill = pixels.mean(axis=(0, 1)).round().astype(np.uint8)
         pixels[top : top + box_height, left : left + box_width] = fill
         return Image.fromarray(pixels)
+
+
+def shorten_prompt(prompt: str | None, generator: np.random.Generator) -> str | None:
+    """Says less of what a sentence says: it loses its places, or some of its clauses (one stays). What is left is as
+    true as it was.
+
+    Args:
+        prompt: a sentence, or None.
+        generator: of the two draws that this takes.
+
+    Returns:
+        A sentence; None where there was none, or where it told nothing but places.
+    """
+    if prompt is None:
+        return None
+    loses_places, order = generator.random() < 0.5, generator.random(16)
+    clauses = [clause for clause in re.split(r"\s*[,;.]\s*", prompt) if clause]
+    if loses_places or len(clauses) < 2:
+        return remove_places(prompt)
+    # Each clause stays with probability one half; the one with the smallest draw always does.
+    draws = np.resize(order, len(clauses))
+    kept = [c for c, draw in zip(clauses, draws, strict=True) if draw < 0.5 or draw == draws.min()]
+    return ", ".join(kept)
 
 
 def _check_geometry(rotation_degrees: float, translation: float, scale: tuple[float, float]) -> None:

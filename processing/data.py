@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .augmentation import shorten_prompt
 from .builtin_sample import SPLITS, load_builtin_sample
 from .image_processing_tamiseg import IGNORE_INDEX
 from .prompts import normalize_prompt
@@ -250,14 +251,17 @@ class _Items:
         augmentation: Callable | None = None,
         perturbation: Callable | None = None,
         prompt_dropout: float = 0.0,
+        prompt_shortening: float = 0.0,
         seed: int = 0,
     ):
-        if not 0 <= prompt_dropout <= 1:
-            raise ValueError(f"prompt_dropout is a probability: give a number from 0 to 1, not {prompt_dropout}.")
+        for name, value in (("prompt_dropout", prompt_dropout), ("prompt_shortening", prompt_shortening)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is a probability: give a number from 0 to 1, not {value}.")
         self.image_processor = image_processor
         self.augmentation = augmentation
         self.perturbation = perturbation
         self.prompt_dropout = prompt_dropout
+        self.prompt_shortening = prompt_shortening
         self.seed = seed
         # In shared memory, because persistent workers keep the copy of this object that they were born with.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -275,6 +279,8 @@ class _Items:
         """One item from a resized picture and mask; all draws come from (seed, epoch, number)."""
         generator = np.random.default_rng([self.seed, int(self._epoch), number])
         prompt = None if generator.random() < self.prompt_dropout else row["prompt"]
+        if self.prompt_shortening and generator.random() < self.prompt_shortening:
+            prompt = shorten_prompt(prompt, generator)
         if not labelled:  # nor may the augmentation look at it
             mask = Image.new("L", mask.size)
         if self.augmentation is not None:
@@ -307,6 +313,7 @@ class SegmentationDataset(_Items, torch.utils.data.Dataset):
         augmentation: `JointAugmentation` or None.
         perturbation: `ConsistencyPerturbation` or None; adds the strong view of stage 1 to each item.
         prompt_dropout: probability to hide the sentence, so that the model learns to serve without one.
+        prompt_shortening: probability that a shown sentence says less, see `shorten_prompt`.
         labelled: bool, one per row; all labels of the others are to be ignored. All are labelled if left out.
         cache: keeps each decoded and resized row in memory, 4 bytes a pixel, in each process that reads rows.
         seed: of all draws.
@@ -363,7 +370,8 @@ class StreamedSegmentationDataset(_Items, torch.utils.data.IterableDataset):
 
     Args:
         stream: what `stream_rows` gives.
-        image_processor, augmentation, perturbation, prompt_dropout, seed: as for `SegmentationDataset`.
+        image_processor, augmentation, perturbation, prompt_dropout, prompt_shortening, seed: as for
+            `SegmentationDataset`.
         buffer_size: rows among which the next one is drawn; 0 keeps the order.
         rank, world_size: which process this is, of how many.
     """

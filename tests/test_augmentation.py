@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
-from processing.augmentation import ConsistencyPerturbation, JointAugmentation
+from processing.augmentation import ConsistencyPerturbation, JointAugmentation, shorten_prompt
 
 
 SIZES = [(96, 96), (128, 80), (70, 110)]  # width, height
@@ -235,3 +235,20 @@ def test_impossible_settings_are_refused():
         ConsistencyPerturbation(translation=0.6)
     with pytest.raises(ValueError, match="one size first"):
         JointAugmentation()(Image.new("RGB", (8, 8)), Image.new("L", (8, 9)), None, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shortest"),
+    [
+        ("two areas, upper left lung and all right lung.", {"two areas", "upper left lung and all right lung"}),
+        ("one lesion; left", {"one lesion", "left"}),
+        ("a round spot", {"a round spot"}),
+        ("left", {None}),
+        ("", {None}),
+        (None, {None}),
+    ],
+)
+def test_a_shortened_sentence_says_part_of_what_it_said(prompt, shortest):
+    told = {shorten_prompt(prompt, np.random.default_rng(seed)) for seed in range(40)}
+    assert shortest <= told
+    assert all(said is None or set(said.split(", ")) <= shortest | {None} for said in told)

@@ -376,6 +376,8 @@ def test_impossible_settings_are_refused():
         SegmentationDataset([], processor())
     with pytest.raises(ValueError, match="prompt_dropout is a probability"):
         SegmentationDataset(rows, processor(), prompt_dropout=1.5)
+    with pytest.raises(ValueError, match="prompt_shortening is a probability"):
+        SegmentationDataset(rows, processor(), prompt_shortening=-0.5)
     with pytest.raises(IndexError):
         SegmentationDataset(rows, processor())[1]
 
@@ -422,6 +424,21 @@ def test_prompt_dropout_hides_about_its_share():
     hidden = [item["prompt"] is None for item in SegmentationDataset(drawn_rows(200), processor(), prompt_dropout=0.3)]
     assert 40 < sum(hidden) < 80
     assert SegmentationDataset(drawn_rows(1), processor(), prompt_dropout=1.0)[0]["prompt"] is None
+
+
+def test_prompt_shortening_says_less_about_its_share():
+    rows = [{**row, "prompt": "unilateral infection, one area, left lung"} for row in drawn_rows(200)]
+    told = [item["prompt"] for item in SegmentationDataset(rows, processor(), prompt_shortening=0.5)]
+    whole = sum(prompt == rows[0]["prompt"] for prompt in told)
+    assert 90 < whole < 140  # a shortened sentence may keep all its clauses
+    assert "infection, one area" in told  # no places
+    assert {clause for prompt in told for clause in prompt.split(", ")} == {
+        "unilateral infection", "infection", "one area", "left lung",
+    }  # fmt: skip
+    views = {"augmentation": JointAugmentation(), "prompt_dropout": 0.2}
+    unchanged = SegmentationDataset(rows, processor(), prompt_shortening=0.0, **views)
+    plain = SegmentationDataset(rows, processor(), **views)
+    assert all(torch.equal(unchanged[i]["pixel_values"], plain[i]["pixel_values"]) for i in range(3))
 
 
 def test_collate_stacks_tensors_and_lists_the_rest():
