@@ -5,8 +5,9 @@
     python train_hf.py --stage finetune --model_class experiments.baselines:UNet --vision_model tiny ...
     tamiseg evaluate runs/unet/best --adapter experiments.baselines:load --dataset ... --output ...
 
-Each takes the place of `TAMISegForImageSegmentation` and learns from the same batches. Widths are such that each costs
-about as much as ours on a CPU, which is not what their papers took. Those of MONAI want `pip install monai einops`.
+Each takes the place of `TAMISegForImageSegmentation` and learns from the same batches. Its width follows ours,
+`hidden_size`: with the default of 64 each costs about as much as ours on a CPU, which is not what their papers took;
+with 256 a U-Net has nnU-Net's channels (32 to 512). Those of MONAI want `pip install monai einops`.
 """
 
 import json
@@ -25,7 +26,9 @@ from processing import TAMISegProcessor
 from processing.evaluation import Segmenter
 
 
-WIDTHS = (8, 16, 32, 64, 128)
+def widths(config) -> tuple[int, ...]:
+    """Channels of the five levels of a U-Net."""
+    return tuple(config.hidden_size // 8 * factor for factor in (1, 2, 4, 8, 16))
 
 
 class Baseline(TAMISegForImageSegmentation):
@@ -74,14 +77,14 @@ class UNet(Baseline):
     def build(self, config):
         from monai.networks.nets import BasicUNet
 
-        return BasicUNet(2, 3, config.num_labels, features=(*WIDTHS, WIDTHS[0]))
+        return BasicUNet(2, 3, config.num_labels, features=(*widths(config), widths(config)[0]))
 
 
 class UNetPlusPlus(Baseline):
     def build(self, config):
         from monai.networks.nets import BasicUNetPlusPlus
 
-        return BasicUNetPlusPlus(2, 3, config.num_labels, features=(*WIDTHS, WIDTHS[0]))
+        return BasicUNetPlusPlus(2, 3, config.num_labels, features=(*widths(config), widths(config)[0]))
 
     def logits(self, pixel_values):
         return self.network(pixel_values)[0]
@@ -91,7 +94,7 @@ class AttentionUNet(Baseline):
     def build(self, config):
         from monai.networks.nets import AttentionUnet
 
-        return AttentionUnet(2, 3, config.num_labels, channels=WIDTHS, strides=(2, 2, 2, 2))
+        return AttentionUnet(2, 3, config.num_labels, channels=widths(config), strides=(2, 2, 2, 2))
 
 
 class DynUNet(Baseline):
@@ -104,10 +107,10 @@ class DynUNet(Baseline):
             2,
             3,
             config.num_labels,
-            kernel_size=[3] * len(WIDTHS),
+            kernel_size=[3] * 5,
             strides=[1, 2, 2, 2, 2],
             upsample_kernel_size=[2, 2, 2, 2],
-            filters=WIDTHS,
+            filters=widths(config),
         )
         del network.skip_layers  # the same layers by other names, which a checkpoint would hold twice
         return network
@@ -126,14 +129,17 @@ class SwinUNETR(Baseline):
     def build(self, config):
         from monai.networks.nets import SwinUNETR
 
-        return SwinUNETR(3, config.num_labels, feature_size=12, spatial_dims=2)
+        return SwinUNETR(3, config.num_labels, feature_size=3 * config.hidden_size // 16, spatial_dims=2)
 
 
 class SegFormer(Baseline):
-    """SegFormer-B0."""
+    """SegFormer-B0, or at four times our default width B2."""
 
     def build(self, config):
-        return SegformerForSemanticSegmentation(SegformerConfig(num_labels=config.num_labels))
+        settings = {"num_labels": config.num_labels}
+        if config.hidden_size >= 256:
+            settings |= {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 6, 3], "decoder_hidden_size": 768}
+        return SegformerForSemanticSegmentation(SegformerConfig(**settings))
 
     def logits(self, pixel_values):
         return F.interpolate(self.network(pixel_values).logits, size=pixel_values.shape[-2:], mode="bilinear")
@@ -166,20 +172,19 @@ class ClipSegDecoder(Baseline):
     mean of its words' states, scales and shifts its tokens as CLIP's text vector does there."""
 
     stride = 16
-    width = 64
 
     def build(self, config):
-        text_width = self.text_encoder.model.config.hidden_size
+        width, text_width = config.hidden_size, self.text_encoder.model.config.hidden_size
         settings = CLIPSegConfig(
-            vision_config={"hidden_size": self.width, "num_attention_heads": 4, "patch_size": 16},
+            vision_config={"hidden_size": width, "num_attention_heads": 4, "patch_size": 16},
             projection_dim=text_width,
-            reduce_dim=self.width,
+            reduce_dim=width,
             extract_layers=[1, 2, 3],
             attn_implementation="sdpa",
         )
         return nn.ModuleDict(
             {
-                "lateral": nn.ModuleList([nn.Conv2d(c, self.width, 1) for c in self.vision_encoder.channels[1:]]),
+                "lateral": nn.ModuleList([nn.Conv2d(c, width, 1) for c in self.vision_encoder.channels[1:]]),
                 "decoder": CLIPSegDecoder(settings),
                 "classifier": nn.Conv2d(1, config.num_labels, 1),
                 "no_sentence": nn.Embedding(1, text_width),

@@ -4,6 +4,7 @@
 
     python -m experiments.matrix experiments/matrix_qata_112.yaml --jobs 2
     python -m experiments.matrix experiments/matrix_qata_112.yaml --groups parts --seeds 0 --list
+    python -m experiments.matrix experiments/matrix_qata_resnet50_256.yaml --dry_run
 
 Where a group has a `search`, a field and values for it, each variant is first trained with all of them under the first
 seed, and the value that scores best on validation is what all its seeds take.
@@ -20,9 +21,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -55,6 +57,8 @@ class Training:
     def command(self) -> list[str]:
         words = ["train_hf.py", "--stage", self.stage, "--seed", str(self.seed), "--output_dir", str(self.folder)]
         for key, value in self.fields.items():
+            if value is None:  # a field of the group that this variant leaves as it is by itself
+                continue
             text = json.dumps(value) if isinstance(value, dict) else str(value)
             words += [f"--{key}", text.lower() if isinstance(value, bool) else text]
         return [*words, "--resume", "auto"]
@@ -212,6 +216,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, help="only these")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--list", action="store_true", help="only say what is open")
+    parser.add_argument("--dry_run", action="store_true", help="try every variant for a step, and keep nothing")
     parser.add_argument("--summarise", action="store_true", help="only compare what has been run")
     arguments = parser.parse_args()
     results = RESULTS / arguments.matrix.stem
@@ -226,6 +231,8 @@ def main() -> int:
     if arguments.list:
         print("\n".join(v.key for v in open_ones))
         return 0
+    if arguments.dry_run:
+        return try_all(open_ones)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = max(1, cores // arguments.jobs)
     failed = 0
@@ -270,6 +277,35 @@ def main() -> int:
             pool.shutdown(cancel_futures=True)
             return 130
     write_summary(arguments.matrix, results)
+    return 1 if failed else 0
+
+
+def try_all(variants: list[Variant]) -> int:
+    """Each training of each variant by train_hf.py's `--dry_run`, under the first seed only. The encoder that a stage
+    1 starts from stands in for what comes of it."""
+    tried, failed = set(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        for variant in variants:
+            start = variant.start
+            for training in filter(None, (start, variant.candidates[0])):
+                if training.stage == "finetune" and start is not None:
+                    training = replace(
+                        training, fields={**training.fields, "vision_model": start.fields["vision_model"]}
+                    )
+                training = replace(training, seed=variants[0].seed, folder=Path(folder) / "never")
+                words = [*training.command(), "--dry_run", "true"]
+                if tuple(words) in tried:
+                    continue
+                tried.add(tuple(words))
+                began = time.time()
+                try:
+                    run(words, Path(folder) / "log.txt", os.cpu_count() or 1)
+                    said = f"ready ({time.time() - began:.0f} s)"
+                except RuntimeError as error:
+                    failed += 1
+                    said = str(error)
+                print(f"{variant.group}-{variant.name}, {training.stage}: {said}", flush=True)
+    print(f"{len(tried)} trainings tried, {failed} of them not ready", flush=True)
     return 1 if failed else 0
 
 
