@@ -36,7 +36,7 @@ from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.utils import DistributedType, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertConfig, BertModel, HfArgumentParser, ResNetConfig, get_scheduler
@@ -69,7 +69,7 @@ from processing.hub import CODE_HASHES, check_name, code_hashes, push, reserve, 
 from processing.model_card import describe_rows, model_card, source_of
 from processing.plots import write_curves, write_examples
 from processing.prompts import normalize_prompt
-from processing.steps import OptimizerStep, mean_over_processes, share_buffers
+from processing.steps import OptimizerStep, mean_over_processes, rising_average, share_buffers
 from processing.streamed_batches import StreamedBatches
 
 
@@ -480,7 +480,7 @@ def main(argv=None) -> dict:
     if arguments.ema_decay:
         # BatchNorm statistics are averaged like weights: those of the newest weights would not fit the average.
         averaged = AveragedModel(
-            bare_model, multi_avg_fn=get_ema_multi_avg_fn(arguments.ema_decay), use_buffers=True
+            bare_model, multi_avg_fn=rising_average(arguments.ema_decay), use_buffers=True
         ).requires_grad_(False)
         accelerator.prepare_model(averaged, evaluation_mode=True)  # so that it is part of the saved state
     scored_model = bare_model if averaged is None else averaged.module

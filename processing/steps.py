@@ -16,11 +16,23 @@ import torch
 from accelerate.utils import broadcast
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from safetensors.torch import save_file
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .checkpoints import write_whole
 
 
 SKIPPED_STEPS = 20  # in a row, of fp16: the loss scale has then fallen by 2 ** 20, which no healthy run needs
+
+
+def rising_average(decay: float) -> Callable:
+    """A `multi_avg_fn` of `AveragedModel`: exponential averages whose decay rises to `decay` as (1 + steps) /
+    (10 + steps), so that those of early epochs are not half made of the weights of the start."""
+
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], steps: torch.Tensor) -> None:
+        now = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        get_ema_multi_avg_fn(now)(averaged, current, steps)
+
+    return average
 
 
 class OptimizerStep:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import train_hf
-from processing.steps import SKIPPED_STEPS, OptimizerStep
+from processing.steps import SKIPPED_STEPS, OptimizerStep, rising_average
 from train_hf import Arguments, main
 
 
@@ -128,6 +128,19 @@ def test_averaged_weights_follow(tmp_path):
     toy.step()
     averaged = torch.cat([p.flatten() for p in toy.averaged.module.parameters()])
     torch.testing.assert_close(averaged, (first + toy.weights()) / 2)
+
+
+def test_the_average_forgets_the_start_of_a_run():
+    averaged = AveragedModel(torch.nn.Linear(1, 1, bias=False), multi_avg_fn=rising_average(0.9))
+    held = []
+    for value in [1.0, *[0.0] * 100]:
+        current = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.constant_(current.weight, value)
+        averaged.update_parameters(current)
+        held.append(averaged.module.weight.item())
+    # What is left of the first step: all, 2/11, 2/11 * 3/12, ..., and from step 80 on nine tenths of the step before.
+    assert held[:3] == pytest.approx([1.0, 2 / 11, 2 / 11 * 3 / 12])
+    assert held[100] / held[99] == pytest.approx(0.9)
 
 
 def test_averaged_weights_are_what_is_scored_and_kept(tmp_path):
