@@ -65,7 +65,7 @@ from processing.data import (
     stream_rows,
 )
 from processing.evaluation import Segmenter, evaluate, hash_weights, receipt
-from processing.hub import CODE_HASHES, check_name, code_hashes, push, reserve, without_folders
+from processing.hub import check_name, list_code, push, reserve, without_folders
 from processing.model_card import describe_rows, model_card, source_of
 from processing.plots import write_curves, write_examples
 from processing.prompts import normalize_prompt
@@ -667,7 +667,7 @@ def shared_patients(*splits) -> int:
 def save(model, processor, folder: Path) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    (folder / CODE_HASHES).write_bytes(code_hashes({path.name: path for path in folder.glob("*.py")}))
+    list_code(folder)
 
 
 def run() -> None:

@@ -26,7 +26,7 @@ from modeling_tamiseg import TAMISegConfig, TAMISegForImageSegmentation
 from processing.arms import text_arms
 from processing.data import column, fingerprint, load_rows
 from processing.evaluation import Segmenter, evaluate, hash_weights, receipt
-from processing.hub import without_folders
+from processing.hub import list_code, without_folders
 from processing.model_card import describe_rows, model_card
 from processing.prompts import mirror_prompt, normalize_prompt
 
@@ -135,6 +135,7 @@ def save(model, processor, folder: Path) -> None:
     """Weights of 16 bits under a config that says 32, which is what they are loaded as: few CPUs compute in 16."""
     model.requires_grad_(False).half().save_pretrained(folder)
     processor.save_pretrained(folder)
+    list_code(folder)
     config = json.loads((folder / "config.json").read_text())
     for part in (config, config["vision_config"], config["text_config"]):
         part["dtype"] = "float32"

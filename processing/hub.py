@@ -246,6 +246,11 @@ def code_hashes(files: dict[str, Path | bytes]) -> bytes:
     return "".join(f"{hashlib.sha256(read(files[name])).hexdigest()}  {name}\n" for name in code).encode()
 
 
+def list_code(folder: Path) -> None:
+    """Writes the list of the code that lies in a model's folder."""
+    (folder / CODE_HASHES).write_bytes(code_hashes({path.name: path for path in folder.glob("*.py")}))
+
+
 def check_code(folder: Path) -> str:
     """Says whether the code that lies with a model is the one that is installed here.
 

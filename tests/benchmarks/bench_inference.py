@@ -5,6 +5,7 @@
     python -m tests.benchmarks.bench_inference                       # all of it; the reference preset takes minutes
     python -m tests.benchmarks.bench_inference --goals P1 P5         # some goals
     python -m tests.benchmarks.bench_inference --profile             # where the time of one prediction goes
+    python -m tests.benchmarks.bench_inference --widths              # what a wider decoder costs, and what it brought
     python -m tests.benchmarks.bench_inference --against tests.benchmarks.rivals:unet my_package.my_module:my_factory
 
 Times are medians of ratios between functions that are called in turn, so that a machine whose speed drifts, or that
@@ -42,6 +43,15 @@ from tests.benchmarks import bench_loader
 SIDE = 256
 RIVALS = [f"tests.benchmarks.rivals:{name}" for name in ("clipseg", "segformer", "unet", "dynunet")]
 WORDS = 20  # tokens of a QaTa-COV19 sentence, about
+# Decoders whose accuracy the matrix of experiments has: its variants of the group "parts".
+MATRIX = Path("experiments/results/matrix_qata_112/summary.json")
+WIDTHS = {
+    "width_32": {"hidden_size": 32, "intermediate_size": 64},
+    "full": {},
+    "width_96": {"hidden_size": 96, "intermediate_size": 192},
+    "width_128": {"hidden_size": 128, "intermediate_size": 256},
+    "stride_4": {"alignment_stride": 4},
+}
 
 
 # Measuring
@@ -371,6 +381,32 @@ def profile_parts() -> list[dict]:
     ]
 
 
+def widths() -> list[dict]:
+    """What decoders of several widths cost beside a ResNet-50 and beside a MobileNetV2, and the Dice that the matrix
+    found for them with the latter."""
+    groups = json.loads(MATRIX.read_text())["groups"] if MATRIX.is_file() else {"parts": {"rows": []}}
+    scores = {row["variant"]: row["scores"] for row in groups["parts"]["rows"]}
+    x, calls, added = pixels(), {}, {}
+    for vision in (None, {"model_type": "mobilenet_v2"}):
+        for name, fields in WIDTHS.items():
+            model = build(TAMISegConfig(vision_config=vision, **fields)).fuse_for_inference()
+            calls[vision is None, name] = partial(model, x, **words(model))
+            encode = calls.setdefault((vision is None, "encoder"), partial(model.get_image_features, x))
+            added[vision is None, name] = flops(calls[vision is None, name]) - flops(encode)
+    seconds = interleaved(calls, rounds=25)
+    rows = []
+    for name, fields in WIDTHS.items():
+        row = {"decoder": ", ".join(f"{key} {value}" for key, value in fields.items()) or "the default"}
+        for large, vision in ((True, "ResNet-50"), (False, "MobileNetV2")):
+            row[f"x {vision}"] = ratio(seconds, (large, name), (large, "encoder"))
+            row[f"GFLOPs beside {vision}"] = added[large, name] / 1e9
+        for arm, title in (("full_text", "Dice with its sentence"), ("no_text", "Dice without")):
+            found = scores.get(name, {}).get(arm, {}).get("dice_per_image")
+            row[title] = 100 * statistics.mean(found) if found else "-"
+        rows.append(row)
+    return rows
+
+
 def compare(rivals: list[str]) -> list[dict]:
     """Ours and its rivals: time, FLOPs, activations and parameters."""
     model, x = build().fuse_for_inference(), pixels()
@@ -410,6 +446,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="file to write the figures to, with a page (.md) beside it")
     parser.add_argument("--profile", action="store_true", help="the parts of one prediction and nothing else")
+    parser.add_argument("--widths", action="store_true", help="decoders of several widths and nothing else")
     parser.add_argument("--against", nargs="+", metavar="MODULE:FACTORY", help="these rivals and nothing else")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -417,7 +454,7 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     torch.set_grad_enabled(False)
-    everything = not (arguments.goals or arguments.profile or arguments.against)
+    everything = not (arguments.goals or arguments.profile or arguments.widths or arguments.against)
 
     result = {
         "command": "python -m tests.benchmarks.bench_inference " + " ".join(sys.argv[1:]),
@@ -430,6 +467,7 @@ def main() -> None:
         },
         "rows": [],
         "profile": profile_parts() if everything or arguments.profile else [],
+        "widths": widths() if everything or arguments.widths else [],
         "rivals": compare(arguments.against or RIVALS) if everything or arguments.against else [],
     }
     for name in arguments.goals or (GOALS if everything else []):
@@ -458,6 +496,15 @@ open, see experiments/README.md.
 """
     if result["profile"]:
         text += f"\n## One prediction\n\n{table(result['profile'])}\n"
+    if result["widths"]:
+        text += f"""
+## Width against accuracy
+
+Time over that of the encoder alone, GFLOPs that the decoder adds, and Dice per image (mean of three seeds, QaTa-COV19,
+MobileNetV2, 112 px, 1000 rows; [ablations](ablations.md)).
+
+{table(result["widths"])}
+"""
     if result["rivals"]:
         text += f"\n## Rivals\n\n{table(result['rivals'])}\n"
     return text
