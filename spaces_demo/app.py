@@ -354,6 +354,7 @@ CSS = """
 .html-container { padding: 0 !important; }
 #tam-legend:not(:has(ul)), #tam-table:not(:has(table)), #tam-batch-table:not(:has(table)) { display: none; }
 #tam-image img { width: 100%; height: 100%; object-fit: contain; }
+#tam-prompt textarea { field-sizing: content; height: auto !important; overflow-y: auto !important; }
 #tam-note { border-left: 4px solid #D55E00; padding: 4px 12px; }
 #tam-problem { border: 2px solid #D55E00; padding: 4px 12px; font-weight: 700; }
 #tam-status p, #tam-batch-status p { margin: 0; padding: 6px 12px; border-left: 4px solid #009E73; }

@@ -366,6 +366,13 @@ def test_phone_shows_the_answer(visit, picture):
     expect(page.locator("#tam-overlay img")).to_be_in_viewport()
 
 
+# Pixels of the sentence that lie below the edge of its box.
+CLIPPED = """() => {
+    const box = document.querySelector("#tam-prompt textarea");
+    return Math.max(0, box.scrollHeight - box.clientHeight);
+}"""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_looks(visit, scheme):
     """No sideways scroll at three widths, and letters that can be read."""
@@ -381,6 +388,7 @@ def test_looks(visit, scheme):
             page.wait_for_timeout(250)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             assert page.evaluate(FAINT) == []
+            assert page.evaluate(CLIPPED) == 0
             page.screenshot(path=SCREENSHOTS / f"test-{width}-{scheme}-{tab.lower()}.png", full_page=True)
 
 
