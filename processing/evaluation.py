@@ -30,11 +30,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from PIL import ImageOps
 
 from .arms import ARMS, text_arms
 from .findings import pair_arms, score_findings
 from .metrics import SegmentationMeter, bootstrap, score_case, unit_of
 from .model_card import describe_rows
+from .prompts import mirror_prompt
 from .reading import read_json
 
 
@@ -74,6 +76,9 @@ def add_command(commands) -> None:
         default=0,
         metavar="N",
         help="also draw N cases from worst to best, and the N worst (pictures of patients: mind where they go)",
+    )
+    command.add_argument(
+        "--flip", action="store_true", help="average with the mirrored picture's, sides exchanged in the sentence"
     )
     command.add_argument("--adapter", metavar="MODULE:FUNCTION", help="for other models: builds one from MODEL")
     command.set_defaults(run=run)
@@ -139,6 +144,35 @@ class Segmenter:
         if not words:
             return {}
         return self.cache(words["input_ids"], words["attention_mask"])
+
+
+class FlipAverage:
+    """What a segmenter says of a picture, averaged with what it says of its mirror image, where a sentence has left
+    and right exchanged. Twice the time.
+
+    Args:
+        segment: a `Segmenter`, or what else gives probabilities.
+    """
+
+    def __init__(self, segment: Callable):
+        self.segment, self.num_labels = segment, getattr(segment, "num_labels", 2)
+
+    def __call__(self, images: list, sentences: list[list[str | None]]) -> list[list[tuple]]:
+        """As `Segmenter.__call__`; a mask is where the average exceeds one half.
+
+        Raises:
+            ValueError: the segmenter gives no probabilities.
+        """
+        mirrored = [[mirror_prompt(sentence, "horizontal") for sentence in some] for some in sentences]
+        answers = []
+        for there, back in zip(
+            self.segment(images, sentences), self.segment([ImageOps.mirror(i) for i in images], mirrored), strict=True
+        ):
+            if any(probability is None for _, probability in (*there, *back)):
+                raise ValueError("--flip averages probabilities, which this model does not give: leave it out.")
+            averages = [(p + q[:, ::-1]) / 2 for (_, p), (_, q) in zip(there, back, strict=True)]
+            answers.append([(average > 0.5, average) for average in averages])
+        return answers
 
 
 def measure(
@@ -236,6 +270,9 @@ def run(arguments) -> None:
     arms = text_arms(prompts, names, arguments.seed)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     segment, weights = build(arguments.model, arguments.adapter, accelerator.device)
+    flip = {"flip": True} if arguments.flip else {}
+    if arguments.flip:
+        segment = FlipAverage(segment)
     surface = {"tolerance": arguments.tolerance, "spacing": arguments.spacing or 1.0}
     identity = {
         "weights_sha256": weights,
@@ -245,6 +282,7 @@ def run(arguments) -> None:
         "batch_size": arguments.batch_size,
         "seed": arguments.seed,
         "surface": {**surface, "unit": "mm" if arguments.spacing else "px"},
+        **flip,
     }
     journal = output / "cases.jsonl"
     done = read_journal(journal, identity, len(rows)) if arguments.resume else []
@@ -272,7 +310,7 @@ def run(arguments) -> None:
         write_table(output / "cases.csv", cases)
         by_arm = {arm: [case for case in cases if case["arm"] == arm] for arm in arms}
         units = [kind for kind, _ in {unit_of(case) for case in cases}]
-        told = {**{name: getattr(arguments, name) for name in OPTIONS}, "arms": names}
+        told = {**{name: getattr(arguments, name) for name in OPTIONS}, **flip, "arms": names}
         result = {
             **receipt(command_of("evaluate", arguments.model, told), weights, arguments.seed, str(accelerator.device)),
             "arguments": without_folders({"model": arguments.model, **told}),
@@ -378,7 +416,9 @@ def command_of(command: str, subject: str, options: dict) -> str:
     """The command of `tamiseg` that gives a result; options that are None are left out."""
     words = ["tamiseg", command, subject]
     for name, value in options.items():
-        if value is not None:
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(words)
 
@@ -407,7 +447,9 @@ def read_journal(path: Path, identity: dict, num_rows: int) -> list[dict]:
             break
     before = lines[0].get("evaluation", {}) if lines else {}
     differences = [
-        f"{key} was {before.get(key)} and is {value}" for key, value in identity.items() if before.get(key) != value
+        f"{key} was {before.get(key)} and is {identity.get(key)}"
+        for key in {**before, **identity}
+        if before.get(key) != identity.get(key)
     ]
     if differences:
         raise ValueError(

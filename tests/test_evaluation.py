@@ -238,6 +238,39 @@ def test_baselines_by_an_adapter(data, tmp_path, capsys):
         assert "MODULE:FUNCTION" in capsys.readouterr().err
 
 
+def test_flip_averages_with_the_mirror_image():
+    asked = []
+
+    def segment(images, sentences):
+        """The grey value, and half as sure where the sentence says right."""
+        asked.extend(sentences)
+        answers = []
+        for image, some in zip(images, sentences, strict=True):
+            grey = np.asarray(image.convert("L"), dtype=np.float64) / 255
+            answers.append([(None, grey * (0.5 if "right" in (sentence or "") else 1)) for sentence in some])
+        return answers
+
+    picture = np.zeros((4, 6, 3), dtype=np.uint8)
+    picture[:, :2] = 255
+    ((left, right, nothing),) = room.FlipAverage(segment)([Image.fromarray(picture)], [["left", "on the right", None]])
+    assert asked == [["left", "on the right", None], ["right", "on the left", None]]
+    for (mask, probability), sure in ((left, 0.75), (right, 0.75), (nothing, 1.0)):
+        assert probability[:, :2].tolist() == [[sure] * 2] * 4 and not probability[:, 2:].any()
+        assert (mask == (probability > 0.5)).all()
+
+
+def test_flip_is_told_and_wants_probabilities(model, data, evaluated, tmp_path, capsys):
+    assert call(model, data, tmp_path / "flip", "--flip", "--arms", "full_text") == 0
+    result = json.loads((tmp_path / "flip" / "result.json").read_text())
+    assert shlex.split(result["command"]).count("--flip") == 1 and result["arguments"]["flip"] is True
+    plain = json.loads((evaluated / "result.json").read_text())["scores"]["full_text"]
+    assert result["scores"]["full_text"]["dice_per_image"] != plain["dice_per_image"]
+    capsys.readouterr()
+    assert call(model, data, tmp_path / "flip", "--arms", "full_text", "--resume") == 2  # not half of each
+    with pytest.raises(ValueError, match="leave it out"):
+        room.FlipAverage(lambda images, sentences: [[(None, None)]])([Image.new("RGB", (2, 2))], [["left"]])
+
+
 def test_docs_do_what_they_say(model, data, tmp_path, monkeypatch):
     document = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
