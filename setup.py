@@ -13,6 +13,7 @@ TRAIN = [
     "evaluate>=0.4",
     "matplotlib>=3.9",
     "pyyaml>=6.0",
+    "scikit-learn>=1.5",
     "scipy>=1.13",
     "tqdm>=4.66",
 ]

@@ -235,7 +235,7 @@ def write_tokens(pictures: dict[str, np.ndarray], cells: dict[str, np.ndarray], 
     for axes, points, title in zip(both, (pictures, cells), ("Pictures", "Cells of the data set"), strict=True):
         for (name, some), colour in zip(points.items(), (BLUE, ORANGE), strict=True):
             axes.plot(*some.T, "o", color=colour, markersize=3, alpha=0.4, label=f"{name} ({len(some)})")
-        axes.set(title=f"{title}, plane of largest variance", xticks=[], yticks=[])
+        axes.set(title=f"{title}, t-SNE", xticks=[], yticks=[])
         axes.legend(frameon=False, fontsize=8)
     figure.savefig(output, dpi=80)
 

@@ -370,7 +370,7 @@ PICTURES = {
     "qualitative.png": "Cases from worst to best",
     "sentences.png": "One picture under several sentences, from worst to best",
     "words.png": "What the pixels attend to",
-    "tokens.png": "The teacher's features in the plane of their largest variance",
+    "tokens.png": "The teacher's features, by t-SNE: what lies close is alike",
 }
 
 

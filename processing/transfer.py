@@ -35,6 +35,7 @@ OPTIONS = ("student", "dataset", "split", "train_rows", "max_rows", "natural", "
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge regression, in shares of a channel's variance
 FOLDS = 5
 BATCH = 16
+PLANE_CELLS = 1000  # that are drawn: t-SNE takes as long as all the rest for a few thousand
 
 
 def add_command(commands) -> None:
@@ -103,7 +104,7 @@ def run(arguments) -> None:
     (output / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     write_tokens(*plane_of(held_out, elsewhere["teacher"], arguments.seed), output / "tokens.png")
     print(as_markdown(tables(result["transfer"])))
-    print(f"\nall of it in {output / 'result.json'}, the plane of largest variance in {output / 'tokens.png'}")
+    print(f"\nall of it in {output / 'result.json'}, a plane of the features in {output / 'tokens.png'}")
 
 
 def other_pictures(folder: str | None, most: int) -> list:
@@ -351,27 +352,27 @@ def dimension(features: np.ndarray) -> float:
 
 
 def plane_of(held_out: dict, elsewhere: np.ndarray, seed: int) -> tuple[dict, dict]:
-    """The teacher's features in the plane of their largest variance: of whole pictures (means over their cells), by
-    where they come from, and of cells of the held-out ones, by what they show; each (points, 2)."""
+    """The teacher's features as t-SNE lays them out in a plane: of whole pictures (means over their cells), by where
+    they come from, and of cells of the held-out ones, by what they show; each (points, 2)."""
     ours, shares = held_out["features"]["teacher"], held_out["shares"].ravel()
-    pictures = project(np.concatenate([ours.mean(axis=1), elsewhere.mean(axis=1)]), seed)
-    chosen = np.random.default_rng(seed).permutation(len(shares))[:4000]
-    cells, shares = project(ours.reshape(-1, ours.shape[-1])[chosen], seed), shares[chosen]
+    pictures = lay_out(np.concatenate([ours.mean(axis=1), elsewhere.mean(axis=1)]), seed)
+    chosen = np.random.default_rng(seed).permutation(len(shares))[:PLANE_CELLS]
+    cells, shares = lay_out(ours.reshape(-1, ours.shape[-1])[chosen], seed), shares[chosen]
     return (
         {"the data set": pictures[: len(ours)], "elsewhere": pictures[len(ours) :]},
         {"background": cells[shares == 0], "target": cells[shares > 0.5]},
     )
 
 
-def project(features: np.ndarray, seed: int) -> np.ndarray:
-    """(points, channels) to their first two principal components, (points, 2)."""
-    import torch
+def lay_out(features: np.ndarray, seed: int) -> np.ndarray:
+    """(points, channels) to (points, 2), by t-SNE of their 50 largest principal components."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
 
-    torch.manual_seed(seed)
-    points = torch.from_numpy(features)
-    points = points - points.mean(dim=0)
-    _, _, directions = torch.pca_lowrank(points, q=min(6, *points.shape), center=False, niter=4)
-    return (points @ directions[:, :2]).numpy()
+    if min(features.shape) > 50:
+        features = PCA(50, random_state=seed).fit_transform(features)
+    # Begun at random, for principal components as the start crash where all features are the same (scikit-learn 1.9).
+    return TSNE(perplexity=min(30, (len(features) - 1) / 3), init="random", random_state=seed).fit_transform(features)
 
 
 def tables(found: dict) -> list[str | list[list[str]]]:

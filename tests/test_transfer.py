@@ -185,3 +185,12 @@ def test_bad_calls_get_one_sentence(tmp_path, monkeypatch, capsys, words, senten
     vit("teacher")
     assert call("teacher", "out", *words) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_tsne_keeps_neighbours_and_survives_features_that_are_all_the_same():
+    two = np.concatenate([np.random.default_rng(0).normal(centre, 0.1, (40, 60)) for centre in (0, 5)])
+    points = room.lay_out(two, seed=0)
+    assert points.shape == (80, 2)
+    near = np.linalg.norm(points[:, None] - points[None], axis=-1).argsort(axis=1)[:, 1]
+    assert ((near < 40) == (np.arange(80) < 40)).all()
+    assert np.isfinite(room.lay_out(np.ones((20, 8), dtype=np.float32), seed=0)).all()
