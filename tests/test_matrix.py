@@ -135,6 +135,24 @@ def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
     assert load_summaries(small / "results") == summaries
 
 
+def test_a_dry_run_tries_each_training_once(small, monkeypatch, capsys):
+    commands = []
+
+    def run(words, log, threads):
+        commands.append(words)
+        if "--prompt_dropout" in words and words[words.index("--prompt_dropout") + 1] == "1.0":
+            raise RuntimeError("log.txt ends with: no such file")
+
+    monkeypatch.setattr(matrix, "run", run)
+    monkeypatch.setattr(sys, "argv", ["matrix", "small.yaml", "--dry_run"])
+    assert matrix.main() == 1
+    said = capsys.readouterr().out
+    assert "parts-full, pretrain: ready" in said and "5 trainings tried, 1 of them not ready" in said
+    assert "parts-no_text, finetune: log.txt ends with: no such file" in said
+    assert all(words[words.index("--vision_model") + 1] == "tiny" for words in commands)  # stage 1 was not made
+    assert all(train_hf.parse_arguments(words[1:]).dry_run for words in commands)
+
+
 def test_a_run_that_fails_is_said_and_the_others_go_on(small, monkeypatch, capsys):
     done = matrix.run
 
