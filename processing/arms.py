@@ -130,13 +130,18 @@ def paraphrase(prompt: str | None) -> str | None:
     return prompt and _SYNONYM.sub(lambda match: SYNONYMS[match[0].lower()], prompt)
 
 
+def split_clauses(prompt: str) -> list[str]:
+    """What commas, semicolons and full stops part; none is empty."""
+    return [clause for clause in re.split(r"\s*[,;.]\s*", prompt) if clause]
+
+
 def remove_places(prompt: str | None) -> str | None:
     """Leaves out what tells where: "two infected areas, all left lung" becomes "two infected areas". None where
     nothing else was said."""
     if prompt is None:
         return None
     clauses = []
-    for clause in re.split(r"\s*[,;.]\s*", prompt):
+    for clause in split_clauses(prompt):
         words, kept = clause.split(), []
         while words:
             # The longest run from here that only tells a place.

@@ -6,14 +6,13 @@ alone. Every draw comes from the generator that is passed in, so a view depends 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from .arms import remove_places
+from .arms import remove_places, split_clauses
 from .image_processing_tamiseg import IGNORE_INDEX
 from .prompts import mirror_prompt
 from .sentences import agreeing
@@ -238,7 +237,7 @@ def shorten_prompt(prompt: str | None, generator: np.random.Generator) -> str | 
     if prompt is None:
         return None
     loses_places, order = generator.random() < 0.5, generator.random(16)
-    clauses = [clause for clause in re.split(r"\s*[,;.]\s*", prompt) if clause]
+    clauses = split_clauses(prompt)
     if loses_places or len(clauses) < 2:
         return remove_places(prompt)
     # Each clause stays with probability one half; the one with the smallest draw always does.
