@@ -2,21 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a matrix of experiments: every variant of a file, trained with every seed, scored once on test.
 
-    python -m experiments.matrix experiments/matrix_qata_112.yaml --jobs 2
-    python -m experiments.matrix experiments/matrix_qata_112.yaml --groups parts --seeds 0 --list
+    python -m experiments.matrix experiments/matrix_qata_cpu.yaml --jobs 2
+    python -m experiments.matrix experiments/matrix_qata_cpu.yaml --groups parts --seeds 0 --list
     python -m experiments.matrix experiments/matrix_qata_resnet50_256.yaml --dry_run
 
 Where a group has a `search`, a field and values for it, each variant is first trained with all of them under the first
 seed, and the value that scores best on validation is what all its seeds take.
 
 What has a result file in `experiments/results/NAME/` is skipped, a broken run goes on from its last checkpoint, and
-`Ctrl-C` ends at the next step: the same command goes on. Weights and cases stay in `runs/`. At the end (or by
-`--summarise`) the variants are compared into `summary.json`, of which `tamiseg report` makes docs/ablations.md.
+`Ctrl-C` ends at the next step: the same command goes on. Weights and tables of cases stay in `runs/`; the Dice of
+each test case is kept beside the result as `.npz`, without names. At the end (or by `--summarise`) the variants are
+compared into `summary.json`, of which `tamiseg report` makes docs/ablations.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -27,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,6 +38,7 @@ from experiments.baselines import load as load_baseline
 from modeling_tamiseg import TAMISegForImageSegmentation
 from modeling_tamiseg.alignment import text_hidden_size
 from processing.comparison import compare, holm, read_cases
+from processing.metrics import mean_with_interval, unit_of
 
 
 RESULTS = Path("experiments/results")
@@ -118,7 +122,7 @@ def read_matrix(path: Path, groups: list[str] | None = None, seeds: list[int] | 
         for seed in seeds or matrix["seeds"]:
             for name, own in about["variants"].items():
                 fields = {**matrix["fields"], **about.get("fields", {}), **own}
-                start = fields.pop("start", None)
+                start, _ = fields.pop("start", None), fields.pop("against", None)
                 first = None
                 if start is not None:
                     if start not in matrix["starts"]:
@@ -137,7 +141,7 @@ def read_matrix(path: Path, groups: list[str] | None = None, seeds: list[int] | 
                     folder = runs / group / f"{name}-seed{seed}{ending}"
                     own = {} if value is None else {searched: value}
                     candidates.append(Training("finetune", name, seed, {**fields, **own}, folder))
-                test_rows = about.get("test_rows")
+                test_rows = about.get("test_rows", matrix.get("test_rows"))
                 variants.append(Variant(group, name, seed, first, tuple(candidates), searched, arms, test_rows))
     return variants
 
@@ -203,6 +207,7 @@ def score(variant: Variant, results: Path, threads: int) -> dict:
         "seed": variant.seed,
         "training": {key: trained[key] for key in ("command", "arguments", "data", "steps", "scores")},
         "minutes": round((time.time() - started) / 60, 1),
+        **cost(training),
     }
     results.mkdir(parents=True, exist_ok=True)
     (results / f"{variant.key}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -329,11 +334,40 @@ def train(training: Training, threads: int) -> None:
         run(training.command(), training.folder / "log.txt", threads)
 
 
-def write_summary(matrix: Path, results: Path) -> int:
-    """Compares the variants of each group on the cases of test, and writes `summary.json`: scores per seed, paired
-    differences to the variant that the group names, Holm-corrected within the group, and what each model computes.
+def keep_dice(run: Variant, results: Path) -> bool:
+    """Keeps the Dice of each test case beside the result of a run, so that it can be compared on other machines too.
+    False where neither that nor the run's table of cases is at hand."""
+    kept, folder = results / f"{run.key}.npz", run.training.folder / "test"
+    if not kept.is_file() and (folder / "cases.csv").is_file():
+        by_arm = {arm: list(read_cases(folder, arm).values()) for arm in run.arms}
+        cases = by_arm[run.arms[0]]
+        units = {unit: number for number, unit in enumerate(dict.fromkeys(map(unit_of, cases)))}
+        names = "\n".join(case["name"] for case in cases)
+        np.savez_compressed(
+            kept,
+            rows=hashlib.sha256(names.encode()).hexdigest(),  # tells whether two runs were asked the same
+            patient=np.array([units[unit_of(case)] for case in cases], dtype=np.int16),
+            **{arm: np.array([case["dice"] for case in some], dtype=np.float32) for arm, some in by_arm.items()},
+        )
+    return kept.is_file()
 
-    Cases stay where a run was made. A group with a run that was made elsewhere keeps what its summary said of it."""
+
+def kept_cases(run: Variant, results: Path, arm: str) -> dict:
+    """What `read_cases` gives, of what `keep_dice` kept: numbers stand for names and patients."""
+    with np.load(results / f"{run.key}.npz") as kept:
+        rows, patients, dices = str(kept["rows"]), kept["patient"], kept[arm]
+    return {
+        (rows, number): {"name": str(number), "patient_id": str(patient), "dice": float(dice)}
+        for number, (patient, dice) in enumerate(zip(patients, dices, strict=True))
+    }
+
+
+def write_summary(matrix: Path, results: Path) -> int:
+    """Compares the variants of each group on the cases of test, and writes `summary.json`: scores per seed with the
+    interval of their mean, paired differences to the variant that the group names (or the variant itself, by
+    `against`), Holm-corrected within the group, and what each model computes.
+
+    A group of which a run's cases were never kept stays as its summary told it."""
     written = results / "summary.json"
     before = json.loads(written.read_text(encoding="utf-8"))["groups"] if written.is_file() else {}
     groups = yaml.safe_load(matrix.read_text(encoding="utf-8"))
@@ -344,28 +378,28 @@ def write_summary(matrix: Path, results: Path) -> int:
             by_name.setdefault((variant.group, variant.name), []).append(variant)
         else:
             missing.setdefault(variant.group, []).append(f"{variant.name}, seed {variant.seed}")
-    summary = {"about": groups["about"], "matrix": str(matrix), "groups": {}}
+    summary = {"about": {key: groups["recipe"][key] for key in ("data", "cost")}, "matrix": str(matrix), "groups": {}}
     for name, group in groups["groups"].items():
         made = [run for (of, _), runs in by_name.items() if of == name for run in runs]
-        if name in before and not all((run.training.folder / "test" / "cases.csv").is_file() for run in made):
-            print(f"{name}: not all runs were made here, so its summary stays as it was", flush=True)
+        if not all([keep_dice(run, results) for run in made]) and name in before:
+            print(f"{name}: the cases of some runs were not kept, so its summary stays as it was", flush=True)
             summary["groups"][name] = before[name]
             continue
         rows = []
-        for variant in group["variants"]:
+        for variant, own in group["variants"].items():
             if runs := by_name.get((name, variant)):
-                rows.append(_summary_row(runs, by_name.get((name, group["against"]), []), results))
+                against = own.get("against", group["against"])
+                rows.append(_summary_row(runs, against, by_name.get((name, against), []), results))
         for arm in ("main", "no_text"):
             compared = [row["compared"][arm] for row in rows if arm in row["compared"]]
             for entry, p in zip(compared, holm([entry["p_wilcoxon"] for entry in compared]), strict=True):
                 entry["p_holm"] = p
-        told = {"about": group["about"], "against": group["against"], "rows": rows}
-        summary["groups"][name] = {**told, "missing": missing.get(name, [])}
+        summary["groups"][name] = {"about": group["about"], "rows": rows, "missing": missing.get(name, [])}
     written.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
-def _summary_row(runs: list[Variant], against: list[Variant], results: Path) -> dict:
+def _summary_row(runs: list[Variant], against: str, others: list[Variant], results: Path) -> dict:
     """Scores of a variant by seed, and its differences to another one over the seeds that both have. `main` is the arm
     that a model was chosen by: its own sentence, or none where it never saw one."""
     files = [json.loads((results / f"{run.key}.json").read_text(encoding="utf-8")) for run in runs]
@@ -374,26 +408,33 @@ def _summary_row(runs: list[Variant], against: list[Variant], results: Path) -> 
         for arm in runs[0].arms
     }
     row = {"variant": runs[0].name, "main": runs[0].arms[0], "seeds": [run.seed for run in runs], "scores": scores}
-    row |= {"minutes": [file["minutes"] for file in files], **cost(runs[0])}
+    for arm, told in scores.items():
+        cases = [list(kept_cases(run, results, arm).values()) for run in runs]
+        dices = np.mean([[case["dice"] for case in some] for some in cases], axis=0)
+        told["interval"] = mean_with_interval(cases[0], dices)["interval"]
+    if budget := runs[0].training.fields.get("label_budget"):
+        row["label_budget"] = budget
+    row["minutes"] = [file["minutes"] for file in files]
+    row |= {key: files[0][key] for key in ("gflops", "million_parameters")}
     search = _search_file(results, runs[0].group, runs[0].name)
     if search.is_file():
         row["search"] = json.loads(search.read_text(encoding="utf-8"))
-    row["compared"] = {}
-    shared = [(ours, theirs) for ours in runs for theirs in against if ours.seed == theirs.seed]
-    if shared and runs[0].name != against[0].name:
+    row |= {"against": against, "compared": {}}
+    shared = [(ours, theirs) for ours in runs for theirs in others if ours.seed == theirs.seed]
+    if shared and runs[0].name != against:
         for arm in ("main", "no_text"):
             sides = [[], []]
             for pair in shared:
                 for side, run in zip(sides, pair, strict=True):
-                    side.append(read_cases(run.training.folder / "test", run.arms[0] if arm == "main" else arm))
+                    side.append(kept_cases(run, results, run.arms[0] if arm == "main" else arm))
             by_seed = [compare([ours], [theirs])["difference"] for ours, theirs in zip(*sides, strict=True)]
             row["compared"][arm] = {**compare(*sides), "difference_by_seed": by_seed}
     return row
 
 
-def cost(run: Variant) -> dict:
+def cost(training: Training) -> dict:
     """GFLOPs of one picture with twelve words read, and millions of parameters without the text encoder."""
-    fields, folder = run.training.fields, str(run.training.folder / "best")
+    fields, folder = training.fields, str(training.folder / "best")
     with_code = load_baseline(folder).model if "model_class" in fields else None
     model = (with_code or TAMISegForImageSegmentation.from_pretrained(folder)).eval()
     words = torch.zeros(1, 12, text_hidden_size(model.config))

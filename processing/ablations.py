@@ -16,12 +16,12 @@ INTRODUCTION = """\
 Written by `tamiseg report` from `experiments/results/*/summary.json`; change those, not this page.
 
 Dice in %, the mean over seeds and in brackets the lowest and the highest. "Its own sentence" is the arm by which a
-model was chosen; for one that never saw a sentence, it is none. Differences are to the row that has none, in points of
-Dice per image over the same test cases and seeds, seeds averaged case by case; their 95 % intervals are drawn over
-patients, as is p (Wilcoxon signed-rank, corrected by Holm within the table) and the effect size d (mean over standard
-deviation of the patients' differences). So they say how these seeds' models differ on other patients; what other seeds
-would do, the column of single seeds hints at. GFLOPs are of one picture, its sentence read before; parameters without
-the text encoder."""
+model was chosen; for one that never saw a sentence, it is none. Differences are to the variant that is named, in
+points of Dice per image over the same test cases and seeds, seeds averaged case by case; their 95 % intervals are
+drawn over patients, as is p (Wilcoxon signed-rank, corrected by Holm within the table) and the effect size d (mean
+over standard deviation of the patients' differences). So they say how these seeds' models differ on other patients;
+what other seeds would do, the column of single seeds hints at. GFLOPs are of one picture, its sentence read before;
+parameters without the text encoder."""
 
 
 def load_summaries(results: Path) -> dict[str, dict]:
@@ -36,19 +36,52 @@ def ablations_page(summaries: dict[str, dict]) -> str:
 
     parts = [INTRODUCTION]
     for name, summary in summaries.items():
-        about = summary["about"]
-        parts.append(f"## {name}\n\nData: {about['data']}. Cost: {about['cost']}.")
+        parts.append(f"## {name}\n\n{about(summary)}")
         for group, table in summary["groups"].items():
             parts.append(f"### {words(group)}\n\n{table['about'].strip()}")
+            if curves(table):
+                parts.append(f"![Dice over the share of masks that were shown]({curves_file(name, group)})")
             if table["rows"]:
                 parts.append("\n".join(table_lines(group_rows(table))))
-                parts.append("\n".join(verdicts(table)))
+                parts.append("\n".join(f"- **{variant}** {said}" for variant, said in verdicts(table)))
                 parts.append(searches(table))
-            if table["missing"]:
-                whole = "All of it" if not table["rows"] else "; ".join(map(words, table["missing"]))
-                parts.append(f"Not run yet: {whole.lower()}.")
-            parts.append(f"```bash\npython -m experiments.matrix {summary['matrix']} --groups {group}\n```")
+            parts.append(open_runs(table))
+            parts.append(f"```bash\n{command(summary, group)}\n```")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def about(summary: dict) -> str:
+    return f"Data: {summary['about']['data']}. Cost: {summary['about']['cost']}."
+
+
+def command(summary: dict, group: str) -> str:
+    return f"python -m experiments.matrix {summary['matrix']} --groups {group}"
+
+
+def open_runs(table: dict) -> str:
+    """Which runs of a group have no result; nothing where all have one."""
+    if not table["missing"]:
+        return ""
+    return "Not run yet: " + ("; ".join(map(words, table["missing"])) if table["rows"] else "all of it") + "."
+
+
+def curves_file(matrix: str, group: str) -> str:
+    """The name of the picture that `write_budgets` draws of a group."""
+    return f"{matrix}-{group}.svg"
+
+
+def curves(table: dict) -> dict[str, list[dict]]:
+    """Where a group shows shares of the masks: for each kind of variant its points in rising order, each `share`,
+    `dice` and `interval` under its own sentence, `seeds` (Dice of each). Empty where it does not."""
+    if not any("label_budget" in row for row in table["rows"]):
+        return {}
+    lines: dict[str, list[dict]] = {}
+    for row in sorted(table["rows"], key=lambda row: row.get("label_budget", 1)):
+        dice = row["scores"][row["main"]]
+        point = {"share": row.get("label_budget", 1), "dice": float(np.mean(dice["dice_per_image"]))}
+        point |= {"interval": dice["interval"], "seeds": dice["dice_per_image"]}
+        lines.setdefault(words(row["variant"].rpartition("_")[0]), []).append(point)
+    return lines
 
 
 def group_rows(table: dict) -> list[list[str]]:
@@ -60,6 +93,7 @@ def group_rows(table: dict) -> list[list[str]]:
             "the same, global",
             "no sentence",
             "another's sentence",
+            "against",
             "difference",
             "by seed",
             "p",
@@ -78,17 +112,18 @@ def group_rows(table: dict) -> list[list[str]]:
         ]
         if main := row["compared"].get("main"):
             by_seed = " ".join(f"{100 * value:+.2f}" for value in main["difference_by_seed"])
-            cells += [change(main), by_seed, p_value(main["p_holm"]), f"{main['effect_size']:+.2f}"]
+            cells += [words(row["against"]), change(main), by_seed]
+            cells += [p_value(main["p_holm"]), f"{main['effect_size']:+.2f}"]
             without = row["compared"]["no_text"]
             cells += [change(without), p_value(without["p_holm"])]
         else:
-            cells += ["-"] * 6
+            cells += ["-"] * 7
         rows.append([words(row["variant"]), *cells, f"{row['gflops']:.2f}", f"{row['million_parameters']:.2f}"])
     return rows
 
 
-def verdicts(table: dict) -> list[str]:
-    """One sentence per variant that was compared: what was seen, and whether it may be chance."""
+def verdicts(table: dict) -> list[tuple[str, str]]:
+    """Each variant that was compared, with one sentence: what was seen, and whether it may be chance."""
     lines = []
     for row in table["rows"]:
         compared = row["compared"].get("main")
@@ -105,7 +140,7 @@ def verdicts(table: dict) -> list[str]:
             said = f"{100 * compared['difference']:+.2f} points, but the seeds do not agree on the sign"
         else:
             said = f"no difference shown; the interval is {low:+.2f} to {high:+.2f} points"
-        lines.append(f"- **{words(row['variant'])}** against {words(table['against'])}: {said}.")
+        lines.append((words(row["variant"]), f"against {words(row['against'])}: {said}."))
     return lines
 
 

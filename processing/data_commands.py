@@ -45,6 +45,7 @@ def add_command(commands) -> None:
     action = actions.add_parser("leaks", help="what the splits of a data set share")
     action.add_argument("data", help="what train_hf.py takes as --dataset")
     action.add_argument("--output", help="JSON file to write")
+    action.add_argument("--counts", action="store_true", help="leave names and sentences out of that file")
     action.set_defaults(run=report_leaks)
 
     action = actions.add_parser("sentences", help="do sentences agree with masks, before and after augmentation")
@@ -83,6 +84,8 @@ def report_leaks(arguments) -> None:
     traces = [one for split, rows in _all_rows(arguments.data).items() for one in trace_rows(rows, split)]
     report = find_leaks(traces)
     print(leak_table(report))
+    if arguments.counts:
+        report["pairs"] = [{key: pair[key] for key in pair if key != "values"} for pair in report["pairs"]]
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

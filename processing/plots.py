@@ -240,6 +240,62 @@ def write_tokens(pictures: dict[str, np.ndarray], cells: dict[str, np.ndarray], 
     figure.savefig(output, dpi=80)
 
 
+def write_differences(rows: list[dict], output) -> None:
+    """Draws how much Dice each variant of a group gains or loses, with its interval.
+
+    Args:
+        rows: of a group of `experiments.matrix`'s summary.
+        output: PNG to write, or an open file.
+    """
+    compared = [row for row in rows if row["compared"]]
+    figure, axes = _figure(1, 1, (9, 1.2 + 0.4 * len(compared)))
+    for shift, arm, title, colour in (
+        (-0.12, "main", "with its own sentence", BLUE),
+        (0.12, "no_text", "with none", ORANGE),
+    ):
+        places = np.arange(len(compared)) + shift
+        intervals = 100 * np.array([row["compared"][arm]["interval"] for row in compared])
+        axes.hlines(places, *intervals.T, color=colour, linewidth=2)
+        values = [100 * row["compared"][arm]["difference"] for row in compared]
+        axes.plot(values, places, "o", color=colour, label=title)
+    axes.axvline(0, color=GREY, linewidth=1)
+    titles = [f"{row['variant']} against {row['against']}".replace("_", " ") for row in compared]
+    axes.set_yticks(range(len(compared)), titles)
+    axes.invert_yaxis()
+    axes.set_xlabel("difference in points of Dice per image")
+    axes.legend(frameon=False)
+    figure.savefig(output, dpi=80)
+
+
+def write_budgets(curves: dict[str, list[dict]], output, format: str = "png") -> None:
+    """Draws Dice over the share of the training masks that was shown, with intervals, and each seed as a dot.
+
+    Args:
+        curves: of `ablations.curves`, not empty.
+        output: file to write, or an open one.
+        format: png, or svg without date and with names that are the same each time.
+    """
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "tamiseg"}):
+        figure, axes = _figure(1, 1, (8, 4.4))
+        for (title, points), colour in zip(curves.items(), (BLUE, GREY, ORANGE, GREEN), strict=False):
+            shares = np.array([100 * point["share"] for point in points])
+            intervals = 100 * np.array([point["interval"] for point in points])
+            axes.fill_between(shares, *intervals.T, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(shares, [100 * point["dice"] for point in points], "o-", color=colour, label=title)
+            for share, point in zip(shares, points, strict=True):
+                seeds = [100 * dice for dice in point["seeds"]]
+                axes.plot([share] * len(seeds), seeds, ".", color=colour, alpha=0.5, markersize=4)
+        axes.set_xscale("log")
+        ticks = sorted({point["share"] for points in curves.values() for point in points})
+        axes.set_xticks([100 * share for share in ticks], [f"{100 * share:g} %" for share in ticks], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel="share of the masks that was shown", ylabel="Dice per image in %")
+        axes.legend(frameon=False)
+        figure.savefig(output, dpi=80, format=format, metadata={"Date": None} if format == "svg" else None)
+
+
 def write_calibration(scores: dict[str, dict], output) -> None:
     """Draws, for each arm, how often pixels of a probability belong to the target, and the global Dice that another
     threshold would have given; both come from the same counts.

@@ -5,6 +5,8 @@
     tamiseg report                                                    # docs/results.md, report.html, the queue of runs
     tamiseg report --results runs/mine/test --output runs/mine/test   # of an evaluation of one's own
 
+Of the data, what its splits share: `tamiseg data leaks DATA --counts --output experiments/results/leaks/NAME.json`.
+
 A folder of results holds what `train_hf.py`, `tamiseg evaluate`, `analyse-prompts` and `analyse-teacher` wrote, under
 any name that ends in `.json`; several seeds of one recipe are called `NAME-seed0.json`, `NAME-seed1.json`, ... Recipes
 are the YAML files beside that folder that have a `recipe` entry, see `experiments/README.md`.
@@ -23,9 +25,9 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from . import faithfulness, findings, transfer
-from .ablations import ablations_page, load_summaries
+from . import ablations, faithfulness, findings, transfer
 from .arms import ARMS
+from .leaks import leak_table
 from .model_card import METRICS, as_written
 from .reading import parse_json
 
@@ -106,19 +108,32 @@ def run(arguments) -> None:
     folder, output = Path(arguments.results), Path(arguments.output)
     results, recipes = load_results(folder), load_recipes(folder.parent)
     output.mkdir(parents=True, exist_ok=True)
+    summaries, leaks = ablations.load_summaries(folder), load_leaks(folder)
     with as_written(f"a result file of '{folder}'"):
         written = {
-            output / "results.md": results_page(results, recipes),
-            output / "report.html": html_page(results, folder),
+            output / "results.md": results_page(results, recipes, summaries, leaks),
+            output / "report.html": html_page(results, folder, summaries),
         }
-        if summaries := load_summaries(folder):
-            written[output / "ablations.md"] = ablations_page(summaries)
+        if summaries:
+            written[output / "ablations.md"] = ablations.ablations_page(summaries)
+            write_curves(summaries, output)
     readme = folder.parent / "README.md"
     if readme.is_file() and QUEUE_MARK in (text := readme.read_text(encoding="utf-8")):
-        written[readme] = text.split(QUEUE_MARK)[0] + f"{QUEUE_MARK}\n\n{queue(results, recipes)}"
+        told = queue(open_recipes(results, recipes, summaries))
+        written[readme] = text.split(QUEUE_MARK)[0] + f"{QUEUE_MARK}\n\n{told}"
     for path, text in written.items():
         path.write_text(text, encoding="utf-8")
     print(f"{len(results)} results, {len(recipes)} recipes: wrote {', '.join(map(str, written))}")
+
+
+def write_curves(summaries: dict[str, dict], output: Path) -> None:
+    """Draws the pictures that docs/ablations.md shows."""
+    from .plots import write_budgets
+
+    for name, summary in summaries.items():
+        for group, table in summary["groups"].items():
+            if curves := ablations.curves(table):
+                write_budgets(curves, output / ablations.curves_file(name, group), format="svg")
 
 
 def load_results(folder: Path) -> dict[str, dict]:
@@ -135,6 +150,12 @@ def load_results(folder: Path) -> dict[str, dict]:
             raise ValueError(f"'{path}' is no result of train_hf.py or tamiseg evaluate: move it away.")
         results[path.stem] = result
     return results
+
+
+def load_leaks(folder: Path) -> dict[str, dict]:
+    """What `tamiseg data leaks` wrote below a folder of results, by the name of the data set."""
+    paths = sorted((folder / "leaks").glob("*.json"))
+    return {path.stem: parse_json(path.read_bytes(), f"'{path}'", "write it again") for path in paths}
 
 
 def load_recipes(folder: Path) -> dict[str, dict]:
@@ -157,8 +178,13 @@ def load_recipes(folder: Path) -> dict[str, dict]:
     return recipes
 
 
-def is_run(recipe: str, results: dict[str, dict]) -> bool:
-    return any(recipe_of(name) == recipe for name in results)
+def open_recipes(results: dict[str, dict], recipes: dict[str, dict], summaries: dict[str, dict]) -> dict[str, dict]:
+    """The recipes that have no result; of a matrix, that have not all."""
+    done = {recipe_of(name) for name in results}
+    for name, summary in summaries.items():
+        if not any(table["missing"] for table in summary["groups"].values()):
+            done.add(name)
+    return {name: recipe for name, recipe in recipes.items() if name not in done}
 
 
 def recipe_of(result: str) -> str:
@@ -166,8 +192,11 @@ def recipe_of(result: str) -> str:
     return re.sub(r"-seed\d+$", "", result)
 
 
-def results_page(results: dict[str, dict], recipes: dict[str, dict]) -> str:
-    """docs/results.md: for each data set what was published and what our runs gave, then the recipes."""
+def results_page(
+    results: dict[str, dict], recipes: dict[str, dict], summaries: dict[str, dict], leaks: dict[str, dict]
+) -> str:
+    """docs/results.md: for each data set what was published and what our runs gave, then the recipes, and which of
+    them nobody ran, and why."""
     parts = [
         "# Results",
         "Written by `tamiseg report` from `experiments/results/*.json`; change those, not this page.\n\n"
@@ -180,6 +209,9 @@ def results_page(results: dict[str, dict], recipes: dict[str, dict]) -> str:
         parts.append("There is no result file yet.")
     for data, names in sorted(by_data.items()):
         parts.append(f"## {data}")
+        for name, report in leaks.items():
+            if plain(name) in plain(data):
+                parts.append(f"What its splits share:\n\n{leak_table(report)}")
         scored = [name for name in names if "scores" in results[name]]
         seeds = {name: [other for other in scored if recipe_of(other) == recipe_of(name)] for name in scored}
         if several := {recipe_of(name): group for name, group in seeds.items() if len(group) > 1}:
@@ -193,7 +225,11 @@ def results_page(results: dict[str, dict], recipes: dict[str, dict]) -> str:
         parts.append("## Published, without a result of ours yet")
         parts += ["\n".join(table_lines(rows)) for rows in unmet]
     if recipes:
-        parts.append("## Recipes\n\n" + recipe_table(results, recipes))
+        unrun = open_recipes(results, recipes, summaries)
+        parts.append("## Recipes\n\n" + recipe_table(recipes, unrun))
+        wanting = {name: recipe["wants"] for name, recipe in unrun.items() if "wants" in recipe}
+        if reasons := [f"- **{name}** wants {wants}." for name, wants in wanting.items()]:
+            parts.append("## What was not run, and why\n\n" + "\n".join(reasons))
     return "\n\n".join(parts) + "\n"
 
 
@@ -298,22 +334,22 @@ def mark_rows(data: str) -> list[list[str]]:
     return [["published on", "score", "convention", "what it is"], *marks] if marks else []
 
 
-def recipe_table(results: dict[str, dict], recipes: dict[str, dict]) -> str:
+def recipe_table(recipes: dict[str, dict], unrun: dict[str, dict]) -> str:
     rows = [["recipe", "data", "cost", "expected", "run"]]
     for name, recipe in recipes.items():
-        done = "yes" if is_run(name, results) else "open"
+        done = "open" if name in unrun else "yes"
         rows.append([f"`experiments/{name}.yaml`", recipe["data"], recipe["cost"], recipe["expected"], done])
     return "\n".join(table_lines(rows))
 
 
-def queue(results: dict[str, dict], recipes: dict[str, dict]) -> str:
+def queue(unrun: dict[str, dict]) -> str:
     """The recipes that have no result yet, with their commands."""
-    open_ones = {name: recipe for name, recipe in recipes.items() if not is_run(name, results)}
-    if not open_ones:
+    if not unrun:
         return "Every recipe has been run.\n"
     parts = []
-    for name, recipe in open_ones.items():
-        facts = "\n".join(f"- {key.capitalize()}: {recipe[key]}" for key in ("data", "cost", "expected"))
+    for name, recipe in unrun.items():
+        told = [key for key in ("data", "cost", "wants", "expected", "decides") if key in recipe]
+        facts = "\n".join(f"- {key.capitalize()}: {recipe[key]}" for key in told)
         commands = "\n".join(recipe["commands"])
         parts.append(f"### {name}\n\n{facts}\n\n```bash\n{commands}\n```")
     return "\n\n".join(parts) + "\n"
@@ -325,9 +361,9 @@ def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 
-def html_page(results: dict[str, dict], folder: Path) -> str:
+def html_page(results: dict[str, dict], folder: Path, summaries: dict[str, dict]) -> str:
     """report.html: all in one file, that asks nothing of any other host. Where a result is the `result.json` of an
-    evaluation, whose cases and pictures lie beside it, it shows them too."""
+    evaluation, whose cases and pictures lie beside it, it shows them too. Below, what docs/ablations.md tells."""
     sections = []
     for name, result in results.items():
         parts = [f"<h2>{escape(name)}: {escape(data_title(result))}</h2>"]
@@ -341,6 +377,7 @@ def html_page(results: dict[str, dict], folder: Path) -> str:
         if name == "result":
             parts += folder_parts(folder)
         sections.append("\n".join(parts))
+    sections += [html_summary(name, summary) for name, summary in summaries.items()]
     body = "\n".join(sections) or "<p>There is no result file yet.</p>"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -349,6 +386,28 @@ def html_page(results: dict[str, dict], folder: Path) -> str:
         "<p><strong>Research only, not a medical device.</strong></p>\n"
         f"<p>{escape(CONVENTIONS)}</p>\n{body}\n</body>\n</html>\n"
     )
+
+
+def html_summary(name: str, summary: dict) -> str:
+    """A matrix of experiments: for each group its table, its plots and its verdicts."""
+    from .plots import write_budgets, write_differences
+
+    parts = [f"<h2>{escape(name)}</h2><p>{escape(ablations.about(summary))}</p>"]
+    for group, table in summary["groups"].items():
+        parts.append(f"<h3>{escape(ablations.words(group))}</h3><p>{escape(table['about'])}</p>")
+        if curves := ablations.curves(table):
+            words = "Dice over the share of masks that were shown"
+            parts.append(picture(lambda file, curves=curves: write_budgets(curves, file), words))
+        if verdicts := ablations.verdicts(table):
+            rows = table["rows"]
+            parts.append(picture(lambda file, rows=rows: write_differences(rows, file), "Differences of Dice"))
+            lines = (f"<li><strong>{escape(variant)}</strong> {escape(said)}</li>" for variant, said in verdicts)
+            parts.append(f"<ul>{''.join(lines)}</ul>")
+        if table["rows"]:
+            parts.append(html_table(ablations.group_rows(table)))
+        parts.append(f"<p>{escape(ablations.open_runs(table))}</p>")
+        parts.append(f"<pre>{escape(ablations.command(summary, group))}</pre>")
+    return "\n".join(parts)
 
 
 def plots(result: dict) -> list[str]:

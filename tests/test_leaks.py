@@ -102,6 +102,10 @@ def test_command(tmp_path, monkeypatch, capsys):
     report = json.loads((tmp_path / "leaks.json").read_text())
     assert pair(report, "patient", "train", "validation")["values"] == ["p1"]
     assert pair(report, "study", "train", "validation")["shared"] is None
+    counts = tmp_path / "counts.json"
+    assert main(["data", "leaks", str(tmp_path / "data"), "--counts", "--output", str(counts)]) == 0
+    assert leak_table(json.loads(counts.read_text())) == leak_table(report) and "p1" not in counts.read_text()
+    capsys.readouterr()
     assert main(["data", "leaks", str(tmp_path / "data" / "train")]) == 2
     assert "is not known" in capsys.readouterr().err
 

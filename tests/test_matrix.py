@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,7 +23,7 @@ from processing.ablations import ablations_page, load_summaries
 
 ROOT = Path(__file__).parent.parent
 TINY = """
-about: {data: the built-in sample, cost: seconds}
+recipe: {data: the built-in sample, cost: seconds, expected: nothing, commands: []}
 seeds: [0]
 fields: {dataset: builtin, image_size: 32, max_train_samples: 6, max_eval_samples: 3, batch_size: 3, cpu: true,
          prompt_dropout: 0.2}
@@ -37,6 +38,7 @@ groups:
     variants:
       full: {}
       no_text: {prompt_dropout: 1.0}
+      half_0.5: {against: no_text, label_budget: 0.5}
       unet: {start: null, vision_model: tiny, model_class: "experiments.baselines:UNet"}
   searched:
     about: A test.
@@ -105,11 +107,15 @@ def small(tmp_path, monkeypatch):
 
 def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
     assert matrix.main() == 0
-    assert "4 runs, 4 of them open" in capsys.readouterr().out
+    assert "5 runs, 5 of them open" in capsys.readouterr().out
     summaries = load_summaries(small / "results")
     rows = {row["variant"]: row for row in summaries["small"]["groups"]["parts"]["rows"]}
     assert rows["full"]["compared"] == {} and rows["no_text"]["main"] == "no_text"
     assert rows["no_text"]["compared"]["main"]["units"] == 2  # six rows of two pictures
+    assert rows["half_0.5"]["against"] == "no_text" and rows["half_0.5"]["label_budget"] == 0.5
+    mean = np.mean(rows["full"]["scores"]["full_text"]["dice_per_image"])
+    low, high = rows["full"]["scores"]["full_text"]["interval"]
+    assert low <= mean <= high
     tried = {
         entry["value"]: entry["score"]
         for entry in summaries["small"]["groups"]["searched"]["rows"][0]["search"]["scores"]
@@ -126,13 +132,40 @@ def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
 
     monkeypatch.setattr(matrix, "run", None)  # what has a result is not run again
     assert matrix.main() == 0
-    assert "4 runs, 0 of them open" in capsys.readouterr().out
+    assert "5 runs, 0 of them open" in capsys.readouterr().out
     assert load_summaries(small / "results") == summaries
 
-    shutil.rmtree(small / "runs")  # as on another machine, which has the result files alone
+    shutil.rmtree(small / "runs")  # as on another machine, which has the results alone
     assert matrix.main() == 0
-    assert "its summary stays as it was" in capsys.readouterr().out
     assert load_summaries(small / "results") == summaries
+    (small / "results/small/parts-full-seed0.npz").unlink()
+    assert matrix.main() == 0
+    assert "parts: the cases of some runs were not kept, so its summary stays as it was" in capsys.readouterr().out
+    assert load_summaries(small / "results") == summaries
+
+    output = small / "docs"
+    assert command_line.main(["report", "--results", str(small / "results"), "--output", str(output)]) == 0
+    assert (output / "ablations.md").read_text() == page
+    assert "![Dice over the share of masks that were shown](small-parts.svg)" in page
+    assert "<svg" in (output / "small-parts.svg").read_text()
+    told = (output / "report.html").read_text()
+    assert "<h2>small</h2>" in told and "<strong>no text</strong> against full" in told
+    assert told.count("<img") == 2  # curves, differences
+
+
+def test_kept_dice_compare_as_the_cases_do(small):
+    assert matrix.main() == 0
+    results = small / "results" / "small"
+    runs = [run for run in matrix.read_matrix(small / "small.yaml", ["parts"]) if run.name != "unet"]
+    kept = [[matrix.kept_cases(run, results, "no_text")] for run in runs]
+    read = [[matrix.read_cases(run.training.folder / "test", "no_text")] for run in runs]
+    for ours, theirs in ((kept, read), (kept[1:], read[1:])):
+        one, other = (matrix.compare(side[0], side[1]) for side in (ours, theirs))
+        assert one.pop("interval") == pytest.approx(other.pop("interval"), abs=1e-6)
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
+    with np.load(results / "parts-full-seed0.npz") as stored:
+        assert set(stored) == {"rows", "patient", "full_text", "no_text", "shuffled_text"}
+        assert not any("builtin" in str(stored[name]) for name in stored)  # no name of a case or patient
 
 
 def test_a_dry_run_tries_each_training_once(small, monkeypatch, capsys):
@@ -147,7 +180,7 @@ def test_a_dry_run_tries_each_training_once(small, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["matrix", "small.yaml", "--dry_run"])
     assert matrix.main() == 1
     said = capsys.readouterr().out
-    assert "parts-full, pretrain: ready" in said and "5 trainings tried, 1 of them not ready" in said
+    assert "parts-full, pretrain: ready" in said and "7 trainings tried, 1 of them not ready" in said
     assert "parts-no_text, finetune: log.txt ends with: no such file" in said
     assert all(words[words.index("--vision_model") + 1] == "tiny" for words in commands)  # stage 1 was not made
     assert all(train_hf.parse_arguments(words[1:]).dry_run for words in commands)
@@ -164,7 +197,7 @@ def test_a_run_that_fails_is_said_and_the_others_go_on(small, monkeypatch, capsy
     monkeypatch.setattr(matrix, "run", run)
     assert matrix.main() == 1
     assert "parts-unet-seed0: log.txt ends with: the disk is full" in capsys.readouterr().out
-    assert len(list((small / "results/small").glob("parts-*.json"))) == 2
+    assert len(list((small / "results/small").glob("parts-*.json"))) == 3
 
 
 def test_the_end_of_a_log_says_why(tmp_path):

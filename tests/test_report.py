@@ -6,16 +6,27 @@ import csv
 import json
 import re
 import shlex
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
 
+from experiments.matrix import read_matrix
 from processing.ablations import ablations_page, load_summaries
 from processing.command_line import main
 from processing.evaluation import COLUMNS
-from processing.report import MARKS, QUEUE_MARK, load_recipes, load_results, queue, results_page
+from processing.report import (
+    MARKS,
+    QUEUE_MARK,
+    load_leaks,
+    load_recipes,
+    load_results,
+    open_recipes,
+    queue,
+    results_page,
+)
 from train_hf import Arguments, parse_arguments
 
 
@@ -91,11 +102,13 @@ def write(folder, **results):
 def test_docs_are_those_of_the_results():
     results = load_results(ROOT / "experiments" / "results")
     recipes = load_recipes(ROOT / "experiments")
-    stale = "`tamiseg report` writes it anew"
-    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == results_page(results, recipes), stale
-    readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-    assert readme.split(QUEUE_MARK + "\n\n")[1] == queue(results, recipes), stale
     summaries = load_summaries(ROOT / "experiments" / "results")
+    leaks = load_leaks(ROOT / "experiments" / "results")
+    stale = "`tamiseg report` writes it anew"
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert page == results_page(results, recipes, summaries, leaks), stale
+    readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    assert readme.split(QUEUE_MARK + "\n\n")[1] == queue(open_recipes(results, recipes, summaries)), stale
     assert (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8") == ablations_page(summaries), stale
 
 
@@ -112,8 +125,11 @@ def test_a_recipe_says_what_it_takes_and_its_commands_are_understood():
                 arguments = parse_arguments(words[2:])
                 assert isinstance(arguments, Arguments) and arguments.output_dir.startswith("runs/")
                 stages.append(arguments.stage)
-        assert stages == ["pretrain", "finetune"]
-        assert any(command.startswith("tamiseg evaluate") for command in recipe["commands"])
+            if words[:3] == ["python", "-m", "experiments.matrix"]:
+                assert words[3] == f"experiments/{name}.yaml" and len(read_matrix(ROOT / words[3])) > 100
+        if not name.startswith("matrix_"):
+            assert stages == ["pretrain", "finetune"]
+            assert any(command.startswith("tamiseg evaluate") for command in recipe["commands"])
 
 
 def test_no_result_yet(folder):
@@ -128,9 +144,12 @@ def test_no_result_yet(folder):
 
 def test_numbers_commands_and_receipts(folder):
     write(folder, qata_mobile_160=training_result(), kvasir=evaluation_result())
+    shutil.copytree(ROOT / "experiments" / "results" / "leaks", folder / "results" / "leaks")
     output = report(folder)
     page = (output / "results.md").read_text()
     assert "## qata_cov19" in page and "### qata_mobile_160" in page and "## kvasir_seg" in page
+    parts = ["## kvasir_seg", "| near picture | 0 |", "## qata_cov19", "| near picture | 3 (", "### qata_mobile_160"]
+    assert [page.index(part) for part in parts] == sorted(page.index(part) for part in parts)
     assert "| its own sentence | 81.23 | 81.23 | 81.23 | 81.23 | 75.00 | 50.00 | 12 |" in page  # no empty columns
     assert "so it flatters them. Intervals were not computed." in page
     assert "| letters exchanged | 88.00 [85.00, 92.00] | 88.00 |" in page
