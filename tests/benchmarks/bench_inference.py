@@ -44,10 +44,10 @@ SIDE = 256
 RIVALS = [f"tests.benchmarks.rivals:{name}" for name in ("clipseg", "segformer", "unet", "dynunet")]
 WORDS = 20  # tokens of a QaTa-COV19 sentence, about
 # Decoders whose accuracy the matrix of experiments has: its variants of the group "parts".
-MATRIX = Path("experiments/results/matrix_qata_112/summary.json")
+MATRIX = Path("experiments/results/matrix_qata_cpu/summary.json")
 WIDTHS = {
     "width_32": {"hidden_size": 32, "intermediate_size": 64},
-    "full": {},
+    "default": {},
     "width_128": {"hidden_size": 128, "intermediate_size": 256},
     "stride_4": {"alignment_stride": 4},
 }
@@ -383,8 +383,8 @@ def profile_parts() -> list[dict]:
 def widths() -> list[dict]:
     """What decoders of several widths cost beside a ResNet-50 and beside a MobileNetV2, and the Dice that the matrix
     found for them with the latter."""
-    groups = json.loads(MATRIX.read_text())["groups"] if MATRIX.is_file() else {"parts": {"rows": []}}
-    scores = {row["variant"]: row["scores"] for row in groups["parts"]["rows"]}
+    groups = json.loads(MATRIX.read_text())["groups"] if MATRIX.is_file() else {"reference": {"rows": []}}
+    scores = {row["variant"]: row["scores"] for row in groups["reference"]["rows"]}
     x, calls, added = pixels(), {}, {}
     for vision in (None, {"model_type": "mobilenet_v2"}):
         for name, fields in WIDTHS.items():
@@ -400,7 +400,7 @@ def widths() -> list[dict]:
             row[f"x {vision}"] = ratio(seconds, (large, name), (large, "encoder"))
             row[f"GFLOPs beside {vision}"] = added[large, name] / 1e9
         for arm, title in (("full_text", "Dice with its sentence"), ("no_text", "Dice without")):
-            found = scores.get(name, {}).get(arm, {}).get("dice_per_image")
+            found = scores.get(f"{name}_at_3e-3", {}).get(arm, {}).get("dice_per_image")
             row[title] = 100 * statistics.mean(found) if found else "-"
         rows.append(row)
     return rows
@@ -499,7 +499,7 @@ costs in accuracy is in [widths](widths.md) and [ablations](ablations.md).""",
         parts.append(f"""## Width against accuracy
 
 Time over that of the encoder alone, GFLOPs that the decoder adds, and Dice per image (mean of three seeds, QaTa-COV19,
-MobileNetV2, 112 px, 1000 rows, six epochs at rate 1e-3).
+MobileNetV2, 64 px, 1000 rows, three epochs at rate 3e-3; group *reference* of the [ablations](ablations.md)).
 
 {table(result["widths"])}""")
     if result["rivals"]:
