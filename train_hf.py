@@ -341,9 +341,9 @@ def keep_freed_memory() -> None:
 
 
 def memory_format_for(device: torch.device, mixed_precision: str) -> torch.memory_format:
-    """Channels last, in which convolutions are quickest; but not for bf16 on a CPU. There oneDNN leaves the gradients of
-    the weights of dilated depthwise convolutions unwritten, so that they hold whatever was in memory (torch 2.13, x86
-    with AVX512-BF16, maps 31 or more pixels wide; in fp32, or with channels first, they are right)."""
+    """Channels last, in which convolutions are quickest; but not for bf16 on a CPU. There oneDNN leaves the gradients
+    of the weights of dilated depthwise convolutions unwritten, so that they hold whatever was in memory (torch 2.13,
+    x86 with AVX512-BF16, maps 31 or more pixels wide; in fp32, or with channels first, they are right)."""
     garbled = device.type == "cpu" and mixed_precision == "bf16"
     return torch.contiguous_format if garbled else torch.channels_last
 

@@ -105,7 +105,8 @@ def read_matrix(path: Path, groups: list[str] | None = None, seeds: list[int] | 
     """The variants of a matrix file, seed by seed, so that each seed is a whole comparison before the next begins.
 
     Raises:
-        ValueError: a group or a start has no such name, or a group searches more than one field.
+        ValueError: a group, a start or what a variant is compared to has no such name, or a group searches more than
+            one field.
     """
     matrix = yaml.safe_load(path.read_text(encoding="utf-8"))
     if unknown := set(groups or ()) - set(matrix["groups"]):
@@ -122,7 +123,9 @@ def read_matrix(path: Path, groups: list[str] | None = None, seeds: list[int] | 
         for seed in seeds or matrix["seeds"]:
             for name, own in about["variants"].items():
                 fields = {**matrix["fields"], **about.get("fields", {}), **own}
-                start, _ = fields.pop("start", None), fields.pop("against", None)
+                start, against = fields.pop("start", None), fields.pop("against", about["against"])
+                if against not in about["variants"]:
+                    raise ValueError(f"{group}/{name} is compared to '{against}', which {path} does not describe.")
                 first = None
                 if start is not None:
                     if start not in matrix["starts"]:
@@ -210,6 +213,7 @@ def score(variant: Variant, results: Path, threads: int) -> dict:
         **cost(training),
     }
     results.mkdir(parents=True, exist_ok=True)
+    keep_dice(variant, results)  # first, since the result's file says that all is done
     (results / f"{variant.key}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
 
@@ -230,7 +234,7 @@ def main() -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if arguments.summarise:
-        return write_summary(arguments.matrix, results)
+        return summarise(arguments.matrix, results)
     open_ones = [v for v in variants if not (results / f"{v.key}.json").is_file()]
     print(f"{len(variants)} runs, {len(open_ones)} of them open", flush=True)
     if arguments.list:
@@ -281,8 +285,7 @@ def main() -> int:
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             return 130
-    write_summary(arguments.matrix, results)
-    return 1 if failed else 0
+    return summarise(arguments.matrix, results) or (1 if failed else 0)
 
 
 def try_all(variants: list[Variant]) -> int:
@@ -334,22 +337,18 @@ def train(training: Training, threads: int) -> None:
         run(training.command(), training.folder / "log.txt", threads)
 
 
-def keep_dice(run: Variant, results: Path) -> bool:
-    """Keeps the Dice of each test case beside the result of a run, so that it can be compared on other machines too.
-    False where neither that nor the run's table of cases is at hand."""
-    kept, folder = results / f"{run.key}.npz", run.training.folder / "test"
-    if not kept.is_file() and (folder / "cases.csv").is_file():
-        by_arm = {arm: list(read_cases(folder, arm).values()) for arm in run.arms}
-        cases = by_arm[run.arms[0]]
-        units = {unit: number for number, unit in enumerate(dict.fromkeys(map(unit_of, cases)))}
-        names = "\n".join(case["name"] for case in cases)
-        np.savez_compressed(
-            kept,
-            rows=hashlib.sha256(names.encode()).hexdigest(),  # tells whether two runs were asked the same
-            patient=np.array([units[unit_of(case)] for case in cases], dtype=np.int16),
-            **{arm: np.array([case["dice"] for case in some], dtype=np.float32) for arm, some in by_arm.items()},
-        )
-    return kept.is_file()
+def keep_dice(run: Variant, results: Path) -> None:
+    """Keeps the Dice of each test case beside the result of a run: it can then be compared on other machines too."""
+    by_arm = {arm: list(read_cases(run.training.folder / "test", arm).values()) for arm in run.arms}
+    cases = by_arm[run.arms[0]]
+    units = {unit: number for number, unit in enumerate(dict.fromkeys(map(unit_of, cases)))}
+    names = "\n".join(case["name"] for case in cases)
+    np.savez_compressed(
+        results / f"{run.key}.npz",
+        rows=hashlib.sha256(names.encode()).hexdigest(),  # tells whether two runs were asked the same
+        patient=np.array([units[unit_of(case)] for case in cases], dtype=np.int16),
+        **{arm: np.array([case["dice"] for case in some], dtype=np.float32) for arm, some in by_arm.items()},
+    )
 
 
 def kept_cases(run: Variant, results: Path, arm: str) -> dict:
@@ -362,12 +361,25 @@ def kept_cases(run: Variant, results: Path, arm: str) -> dict:
     }
 
 
-def write_summary(matrix: Path, results: Path) -> int:
+def summarise(matrix: Path, results: Path) -> int:
+    try:
+        write_summary(matrix, results)
+    except ValueError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+def write_summary(matrix: Path, results: Path) -> None:
     """Compares the variants of each group on the cases of test, and writes `summary.json`: scores per seed with the
     interval of their mean, paired differences to the variant that the group names (or the variant itself, by
     `against`), Holm-corrected within the group, and what each model computes.
 
-    A group of which a run's cases were never kept stays as its summary told it."""
+    A group of which a run's cases were never kept stays as its summary told it.
+
+    Raises:
+        ValueError: such a group has no summary yet, or runs of one group were asked different rows.
+    """
     written = results / "summary.json"
     before = json.loads(written.read_text(encoding="utf-8"))["groups"] if written.is_file() else {}
     groups = yaml.safe_load(matrix.read_text(encoding="utf-8"))
@@ -378,12 +390,16 @@ def write_summary(matrix: Path, results: Path) -> int:
             by_name.setdefault((variant.group, variant.name), []).append(variant)
         else:
             missing.setdefault(variant.group, []).append(f"{variant.name}, seed {variant.seed}")
-    summary = {"about": {key: groups["recipe"][key] for key in ("data", "cost")}, "matrix": str(matrix), "groups": {}}
+    summary = {"about": {key: groups["recipe"][key] for key in ("data", "cost")}, "matrix": os.path.relpath(matrix)}
+    summary["groups"] = {}
     for name, group in groups["groups"].items():
         made = [run for (of, _), runs in by_name.items() if of == name for run in runs]
-        if not all([keep_dice(run, results) for run in made]) and name in before:
+        unkept = [run.key for run in made if not (results / f"{run.key}.npz").is_file()]
+        if unkept and not before.get(name, {}).get("rows"):
+            raise ValueError(f"'{results}' holds {unkept[0]}.json without its .npz: remove it to run that anew.")
+        if unkept:
             print(f"{name}: the cases of some runs were not kept, so its summary stays as it was", flush=True)
-            summary["groups"][name] = before[name]
+            summary["groups"][name] = {**before[name], "missing": missing.get(name, [])}
             continue
         rows = []
         for variant, own in group["variants"].items():
@@ -396,7 +412,6 @@ def write_summary(matrix: Path, results: Path) -> int:
                 entry["p_holm"] = p
         summary["groups"][name] = {"about": group["about"], "rows": rows, "missing": missing.get(name, [])}
     written.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    return 0
 
 
 def _summary_row(runs: list[Variant], against: str, others: list[Variant], results: Path) -> dict:
@@ -409,9 +424,11 @@ def _summary_row(runs: list[Variant], against: str, others: list[Variant], resul
     }
     row = {"variant": runs[0].name, "main": runs[0].arms[0], "seeds": [run.seed for run in runs], "scores": scores}
     for arm, told in scores.items():
-        cases = [list(kept_cases(run, results, arm).values()) for run in runs]
-        dices = np.mean([[case["dice"] for case in some] for some in cases], axis=0)
-        told["interval"] = mean_with_interval(cases[0], dices)["interval"]
+        first, *other_seeds = cases = [kept_cases(run, results, arm) for run in runs]
+        if any(some.keys() != first.keys() for some in other_seeds):
+            raise ValueError(f"{runs[0].group}-{runs[0].name}: its seeds were scored on different rows; run it anew.")
+        dices = np.mean([[case["dice"] for case in some.values()] for some in cases], axis=0)
+        told["interval"] = mean_with_interval(list(first.values()), dices)["interval"]
     if budget := runs[0].training.fields.get("label_budget"):
         row["label_budget"] = budget
     row["minutes"] = [file["minutes"] for file in files]

@@ -15,13 +15,16 @@ INTRODUCTION = """\
 
 Written by `tamiseg report` from `experiments/results/*/summary.json`; change those, not this page.
 
+"""
+EXPLANATION = """\
 Dice in %, the mean over seeds and in brackets the lowest and the highest. "Its own sentence" is the arm by which a
 model was chosen; for one that never saw a sentence, it is none. Differences are to the variant that is named, in
 points of Dice per image over the same test cases and seeds, seeds averaged case by case; their 95 % intervals are
 drawn over patients, as is p (Wilcoxon signed-rank, corrected by Holm within the table) and the effect size d (mean
 over standard deviation of the patients' differences). So they say how these seeds' models differ on other patients;
 what other seeds would do, the column of single seeds hints at. GFLOPs are of one picture, its sentence read before;
-parameters without the text encoder."""
+parameters without the text encoder. Where shares of the masks are compared, the band of a curve is the 95 % interval
+over patients of the seeds' mean, and each dot a seed."""
 
 
 def load_summaries(results: Path) -> dict[str, dict]:
@@ -34,7 +37,7 @@ def ablations_page(summaries: dict[str, dict]) -> str:
     """The page in Markdown, with a section for each matrix."""
     from .report import table_lines
 
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION + EXPLANATION]
     for name, summary in summaries.items():
         parts.append(f"## {name}\n\n{about(summary)}")
         for group, table in summary["groups"].items():
@@ -71,17 +74,19 @@ def curves_file(matrix: str, group: str) -> str:
 
 
 def curves(table: dict) -> dict[str, list[dict]]:
-    """Where a group shows shares of the masks: for each kind of variant its points in rising order, each `share`,
-    `dice` and `interval` under its own sentence, `seeds` (Dice of each). Empty where it does not."""
-    if not any("label_budget" in row for row in table["rows"]):
-        return {}
+    """Where a group shows shares of the masks, those of its variants that are called KIND_SHARE, as `ours_0.1`: for
+    each kind its points in rising order, each `share`, `dice` and `interval` under its own sentence, `seeds` (Dice of
+    each). Empty where it does not."""
     lines: dict[str, list[dict]] = {}
     for row in sorted(table["rows"], key=lambda row: row.get("label_budget", 1)):
-        dice = row["scores"][row["main"]]
-        point = {"share": row.get("label_budget", 1), "dice": float(np.mean(dice["dice_per_image"]))}
-        point |= {"interval": dice["interval"], "seeds": dice["dice_per_image"]}
-        lines.setdefault(words(row["variant"].rpartition("_")[0]), []).append(point)
-    return lines
+        share = row.get("label_budget", 1)
+        kind, _, named = row["variant"].rpartition("_")
+        if named == f"{share:g}":
+            dice = row["scores"][row["main"]]
+            point = {"share": share, "dice": float(np.mean(dice["dice_per_image"]))}
+            point |= {"interval": dice["interval"], "seeds": dice["dice_per_image"]}
+            lines.setdefault(words(kind), []).append(point)
+    return lines if any("label_budget" in row for row in table["rows"]) else {}
 
 
 def group_rows(table: dict) -> list[list[str]]:

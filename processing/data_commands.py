@@ -81,6 +81,8 @@ def report_leaks(arguments) -> None:
     """Prints the table and writes the JSON file."""
     from .leaks import find_leaks, leak_table, trace_rows
 
+    if arguments.counts and not arguments.output:
+        raise ValueError("--counts is about the file: give --output too.")
     traces = [one for split, rows in _all_rows(arguments.data).items() for one in trace_rows(rows, split)]
     report = find_leaks(traces)
     print(leak_table(report))

@@ -250,7 +250,7 @@ def write_differences(rows: list[dict], output) -> None:
     compared = [row for row in rows if row["compared"]]
     figure, axes = _figure(1, 1, (9, 1.2 + 0.4 * len(compared)))
     for shift, arm, title, colour in (
-        (-0.12, "main", "with its own sentence", BLUE),
+        (-0.12, "main", "with its own sentence, where it reads one", BLUE),
         (0.12, "no_text", "with none", ORANGE),
     ):
         places = np.arange(len(compared)) + shift
@@ -279,7 +279,8 @@ def write_budgets(curves: dict[str, list[dict]], output, format: str = "png") ->
 
     with rc_context({"svg.hashsalt": "tamiseg"}):
         figure, axes = _figure(1, 1, (8, 4.4))
-        for (title, points), colour in zip(curves.items(), (BLUE, GREY, ORANGE, GREEN), strict=False):
+        for number, (title, points) in enumerate(curves.items()):
+            colour = (BLUE, GREY, ORANGE, GREEN)[number % 4]
             shares = np.array([100 * point["share"] for point in points])
             intervals = 100 * np.array([point["interval"] for point in points])
             axes.fill_between(shares, *intervals.T, color=colour, alpha=0.15, linewidth=0)

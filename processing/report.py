@@ -116,7 +116,7 @@ def run(arguments) -> None:
         }
         if summaries:
             written[output / "ablations.md"] = ablations.ablations_page(summaries)
-            write_curves(summaries, output)
+            written |= {output / name: drawn for name, drawn in curve_pictures(summaries).items()}
     readme = folder.parent / "README.md"
     if readme.is_file() and QUEUE_MARK in (text := readme.read_text(encoding="utf-8")):
         told = queue(open_recipes(results, recipes, summaries))
@@ -126,14 +126,17 @@ def run(arguments) -> None:
     print(f"{len(results)} results, {len(recipes)} recipes: wrote {', '.join(map(str, written))}")
 
 
-def write_curves(summaries: dict[str, dict], output: Path) -> None:
-    """Draws the pictures that docs/ablations.md shows."""
+def curve_pictures(summaries: dict[str, dict]) -> dict[str, str]:
+    """The pictures that docs/ablations.md shows, SVG by file name."""
     from .plots import write_budgets
 
+    pictures = {}
     for name, summary in summaries.items():
         for group, table in summary["groups"].items():
             if curves := ablations.curves(table):
-                write_budgets(curves, output / ablations.curves_file(name, group), format="svg")
+                write_budgets(curves, file := BytesIO(), format="svg")
+                pictures[ablations.curves_file(name, group)] = file.getvalue().decode()
+    return pictures
 
 
 def load_results(folder: Path) -> dict[str, dict]:
@@ -199,7 +202,7 @@ def results_page(
     them nobody ran, and why."""
     parts = [
         "# Results",
-        "Written by `tamiseg report` from `experiments/results/*.json`; change those, not this page.\n\n"
+        "Written by `tamiseg report` from the files in `experiments/results/`; change those, not this page.\n\n"
         + CONVENTIONS,
     ]
     by_data: dict[str, list[str]] = {}
@@ -227,9 +230,10 @@ def results_page(
     if recipes:
         unrun = open_recipes(results, recipes, summaries)
         parts.append("## Recipes\n\n" + recipe_table(recipes, unrun))
-        wanting = {name: recipe["wants"] for name, recipe in unrun.items() if "wants" in recipe}
-        if reasons := [f"- **{name}** wants {wants}." for name, wants in wanting.items()]:
-            parts.append("## What was not run, and why\n\n" + "\n".join(reasons))
+        why = {name: f"wants {recipe['wants']}" if "wants" in recipe else "waits" for name, recipe in unrun.items()}
+        if why:
+            reasons = "\n".join(f"- **{name}** {reason}." for name, reason in why.items())
+            parts.append(f"## What was not run to its end, and why\n\n{reasons}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -377,6 +381,8 @@ def html_page(results: dict[str, dict], folder: Path, summaries: dict[str, dict]
         if name == "result":
             parts += folder_parts(folder)
         sections.append("\n".join(parts))
+    if summaries:
+        sections.append(f"<h2>What helps, and what does not</h2><p>{escape(ablations.EXPLANATION)}</p>")
     sections += [html_summary(name, summary) for name, summary in summaries.items()]
     body = "\n".join(sections) or "<p>There is no result file yet.</p>"
     return (
@@ -405,7 +411,8 @@ def html_summary(name: str, summary: dict) -> str:
             parts.append(f"<ul>{''.join(lines)}</ul>")
         if table["rows"]:
             parts.append(html_table(ablations.group_rows(table)))
-        parts.append(f"<p>{escape(ablations.open_runs(table))}</p>")
+        for told in (ablations.searches(table), ablations.open_runs(table)):
+            parts += [f"<p>{escape(told)}</p>"] * bool(told)
         parts.append(f"<pre>{escape(ablations.command(summary, group))}</pre>")
     return "\n".join(parts)
 

@@ -105,7 +105,8 @@ def test_command(tmp_path, monkeypatch, capsys):
     counts = tmp_path / "counts.json"
     assert main(["data", "leaks", str(tmp_path / "data"), "--counts", "--output", str(counts)]) == 0
     assert leak_table(json.loads(counts.read_text())) == leak_table(report) and "p1" not in counts.read_text()
-    capsys.readouterr()
+    assert main(["data", "leaks", str(tmp_path / "data"), "--counts"]) == 2
+    assert "give --output too" in capsys.readouterr().err
     assert main(["data", "leaks", str(tmp_path / "data" / "train")]) == 2
     assert "is not known" in capsys.readouterr().err
 

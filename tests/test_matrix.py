@@ -17,7 +17,7 @@ import train_hf
 from experiments import matrix
 from experiments.baselines import CLASSES
 from modeling_tamiseg import TAMISegConfig
-from processing import command_line
+from processing import ablations, command_line
 from processing.ablations import ablations_page, load_summaries
 
 
@@ -61,7 +61,9 @@ def test_shipped_matrices_are_understood(path):
             assert arguments.stage == training.stage and arguments.seed == variant.seed
             TAMISegConfig(**json.loads(arguments.model_config))
     groups = yaml.safe_load(path.read_text())["groups"]
-    assert all(group["against"] in group["variants"] for group in groups.values())
+    for group in groups.values():  # of each curve, all points
+        kinds = {name.rpartition("_")[0] for name, own in group["variants"].items() if "label_budget" in own}
+        assert all(f"{kind}_1" in group["variants"] for kind in kinds)
 
 
 class Here:
@@ -142,6 +144,10 @@ def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
     assert matrix.main() == 0
     assert "parts: the cases of some runs were not kept, so its summary stays as it was" in capsys.readouterr().out
     assert load_summaries(small / "results") == summaries
+    (small / "results/small/summary.json").rename(small / "summary.json")
+    assert matrix.main() == 2
+    assert "parts-full-seed0.json without its .npz: remove it" in capsys.readouterr().err
+    (small / "summary.json").rename(small / "results/small/summary.json")
 
     output = small / "docs"
     assert command_line.main(["report", "--results", str(small / "results"), "--output", str(output)]) == 0
@@ -150,7 +156,7 @@ def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
     assert "<svg" in (output / "small-parts.svg").read_text()
     told = (output / "report.html").read_text()
     assert "<h2>small</h2>" in told and "<strong>no text</strong> against full" in told
-    assert told.count("<img") == 2  # curves, differences
+    assert told.count("<img") == 2 and "Wilcoxon signed-rank" in told and "is the best of a search" in told
 
 
 def test_kept_dice_compare_as_the_cases_do(small):
@@ -221,9 +227,25 @@ def test_unknown_names_are_refused(tmp_path):
         matrix.read_matrix(path)
     with pytest.raises(ValueError, match="has no group"):
         matrix.read_matrix(path, groups=["nothing"])
+    path.write_text(TINY.replace("against: no_text", "against: nobody"))
+    with pytest.raises(ValueError, match="parts/half_0.5 is compared to 'nobody'"):
+        matrix.read_matrix(path)
     path.write_text(TINY.replace("search: {", "search: {seed: [1, 2], "))
     with pytest.raises(ValueError, match="one field is what can be searched"):
         matrix.read_matrix(path)
+
+
+def test_curves_are_of_the_variants_that_name_their_share():
+    def row(name, dice, **budget):
+        scores = {"full_text": {"dice_per_image": dice, "interval": [0.1, 0.9]}}
+        return {"variant": name, "main": "full_text", "scores": scores, **budget}
+
+    rows = [row("ours_1", [0.8, 0.6]), row("other", [0.5]), row("ours_0.1", [0.4], label_budget=0.1)]
+    points = ablations.curves({"rows": rows})["ours"]
+    assert list(ablations.curves({"rows": rows})) == ["ours"]
+    assert [(point["share"], point["seeds"]) for point in points] == [(0.1, [0.4]), (1, [0.8, 0.6])]
+    assert points[1]["dice"] == pytest.approx(0.7) and points[1]["interval"] == [0.1, 0.9]
+    assert ablations.curves({"rows": rows[:2]}) == {}
 
 
 @pytest.mark.parametrize("name", CLASSES)

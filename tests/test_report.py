@@ -20,6 +20,7 @@ from processing.evaluation import COLUMNS
 from processing.report import (
     MARKS,
     QUEUE_MARK,
+    curve_pictures,
     load_leaks,
     load_recipes,
     load_results,
@@ -110,6 +111,13 @@ def test_docs_are_those_of_the_results():
     readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
     assert readme.split(QUEUE_MARK + "\n\n")[1] == queue(open_recipes(results, recipes, summaries)), stale
     assert (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8") == ablations_page(summaries), stale
+    assert all((ROOT / "docs" / name).is_file() for name in curve_pictures(summaries)), stale
+    for name, summary in summaries.items():
+        assert summary["matrix"] == f"experiments/{name}.yaml"
+        told = {group: {row["variant"] for row in table["rows"]} for group, table in summary["groups"].items()}
+        for variant in read_matrix(ROOT / summary["matrix"]):
+            missing = f"{variant.name}, seed {variant.seed}" in summary["groups"][variant.group]["missing"]
+            assert missing or variant.name in told[variant.group], stale
 
 
 def test_a_recipe_says_what_it_takes_and_its_commands_are_understood():

@@ -43,7 +43,7 @@ from tests.benchmarks import bench_loader
 SIDE = 256
 RIVALS = [f"tests.benchmarks.rivals:{name}" for name in ("clipseg", "segformer", "unet", "dynunet")]
 WORDS = 20  # tokens of a QaTa-COV19 sentence, about
-# Decoders whose accuracy the matrix of experiments has: its variants of the group "parts".
+# Decoders whose accuracy the matrix of experiments has: its variants of the group "reference".
 MATRIX = Path("experiments/results/matrix_qata_cpu/summary.json")
 WIDTHS = {
     "width_32": {"hidden_size": 32, "intermediate_size": 64},
