@@ -353,7 +353,7 @@ def keep_dice(run: Variant, results: Path) -> None:
 
 def kept_cases(run: Variant, results: Path, arm: str) -> dict:
     """What `read_cases` gives, of what `keep_dice` kept: numbers stand for names and patients."""
-    with np.load(results / f"{run.key}.npz") as kept:
+    with np.load(results / f"{run.key}.npz", allow_pickle=False) as kept:
         rows, patients, dices = str(kept["rows"]), kept["patient"], kept[arm]
     return {
         (rows, number): {"name": str(number), "patient_id": str(patient), "dice": float(dice)}
