@@ -262,6 +262,11 @@ def write_differences(rows: list[dict], output) -> None:
     titles = [f"{row['variant']} against {row['against']}".replace("_", " ") for row in compared]
     axes.set_yticks(range(len(compared)), titles)
     axes.invert_yaxis()
+    axes.set_xscale("symlog", linthresh=1)  # one part may cost thirty points where another brings a half
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in (-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100) if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:+g}" if tick else "0" for tick in ticks])
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("difference in points of Dice per image")
     axes.legend(frameon=False)
     figure.savefig(output, dpi=80)
