@@ -230,9 +230,9 @@ def results_page(
     if recipes:
         unrun = open_recipes(results, recipes, summaries)
         parts.append("## Recipes\n\n" + recipe_table(recipes, unrun))
-        why = {name: f"wants {recipe['wants']}" if "wants" in recipe else "waits" for name, recipe in unrun.items()}
-        if why:
-            reasons = "\n".join(f"- **{name}** {reason}." for name, reason in why.items())
+        if unrun:
+            wants = {name: recipe.get("wants", "nothing but time") for name, recipe in unrun.items()}
+            reasons = "\n".join(f"- **{name}** wants {what}." for name, what in wants.items())
             parts.append(f"## What was not run to its end, and why\n\n{reasons}")
     return "\n\n".join(parts) + "\n"
 
