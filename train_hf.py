@@ -25,6 +25,7 @@ import shlex
 import shutil
 import sys
 import time
+from argparse import ArgumentParser
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -194,10 +195,9 @@ def parse_arguments(argv=None) -> Arguments:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(Arguments, description=__doc__.split("\n\n")[0])
     parser.add_argument("--config", help="YAML file of fields")
-    path = None
-    if "--config" in argv:
-        where = argv.index("--config")
-        path = argv[where + 1] if where + 1 < len(argv) else None
+    first = ArgumentParser(prog=parser.prog, add_help=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(argv)[0].config  # before all else: what it holds are defaults
     if path is not None:
         with open(path, encoding="utf-8") as file:
             fields = yaml.safe_load(file) or {}

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the files as their owners distribute them to a folder of parquet that training reads, with its card.
 
-    prepare("kvasir-seg", source="downloads/kvasir", output="data/kvasir")
+    prepare("kvasir-seg", source="downloads/kvasir", output="data/kvasir_seg")
     prepare("folder", source="my_scans", output="data/mine", plan=Plan(split_by="patient"))
 
 Everything is looked at before anything is refused: pairs, sizes, values, counts. `output` appears only when all is

@@ -53,7 +53,7 @@ from segment import Answer, Finding, Segmenter, find_model
 
 
 HERE = Path(__file__).resolve().parent
-KEEP_SECONDS = 900  # how long answers and files outlive their last use
+KEEP_SECONDS = 900  # of answers since their last use; files: twice that since they were made, looked at as often
 NOTE = (
     '<p role="note">Research demo, <strong>not a medical device</strong>: not for diagnosis or treatment. Do not '
     "upload pictures that name or show a person.</p>"
@@ -425,8 +425,8 @@ well be "found". The quickstart's model has seen nothing but synthetic pictures 
 - Masks are PNG, mode L, 0 and 255, exactly as large as the picture (upright, if the file says it is turned).
 
 ### What happens to pictures
-They stay on the machine that runs this page, are used for the answer, and are deleted within {minutes} minutes of
-their last use. No telemetry, no history, no request to any other host.
+They stay on the machine that runs this page, are used for the answer, and are deleted within {minutes} minutes.
+No telemetry, no history, no request to any other host.
 
 ### From programs
 ```
@@ -576,7 +576,7 @@ def build(handlers: Handlers) -> gr.Blocks:
                 )
             with gr.Tab("About"):
                 model = "/".join(Path(handlers.segmenter.name).parts[-3:]) if handlers.segmenter else "none"
-                gr.Markdown(ABOUT.format(model=model, minutes=2 * KEEP_SECONDS // 60))
+                gr.Markdown(ABOUT.format(model=model, minutes=3 * KEEP_SECONDS // 60))
 
         view = [status, painted, compared, legend, scale, mask, table, download, download_all]
         knobs = [kept, threshold, opacity, choice]

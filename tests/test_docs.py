@@ -54,6 +54,12 @@ def run(command: str, monkeypatch) -> None:
             pytest.fail(f"the docs have a command that no test runs: {command}")
 
 
+def test_every_flag_of_training_is_documented():
+    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    flags = page[page.index("## Flags") :]
+    assert [name for name in train_hf.Arguments.__dataclass_fields__ if f"`{name}`" not in flags] == []
+
+
 def test_your_own_data(hub, tmp_path, monkeypatch):
     document = (ROOT / "docs" / "your_own_data.md").read_text(encoding="utf-8")
     # What the docs load by these names from the Hub lies here, tiny and random.

@@ -117,6 +117,7 @@ def test_flag_beats_file_beats_default(tmp_path):
     assert parse_arguments(words).epochs == 7 and parse_arguments(words).stage == "pretrain"
     assert parse_arguments(words).learning_rate == pytest.approx(3e-4)
     assert parse_arguments([*words, "--epochs", "2"]).epochs == 2
+    assert parse_arguments([f"--config={path}", "--output_dir", "x"]).epochs == 7
     path.write_text("epoch: 7\n")
     with pytest.raises(ValueError, match="unknown fields"):
         parse_arguments(words)

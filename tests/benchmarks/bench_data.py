@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many rows a second one core reads, against the shortest loop that does the same with Pillow and numpy.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_data.py data/qata --size 160
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_data.py data/qata_cov19 --size 160
 
 Processor time, not wall time, and of rounds taken in turns the quickest, which other programs disturbed least. All
 read the same rows from beginning to end: the stream has them in a parquet file of their own, because one that is left

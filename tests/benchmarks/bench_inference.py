@@ -484,22 +484,24 @@ def main() -> None:
 
 def page(result: dict) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    only_widths = not result["rows"]
     parts = [
-        f"""# Speed
+        f"""# {"Width against accuracy" if only_widths else "Speed"}
 
 Written by `{result["command"]}`: {machine}.
 Ratios of processor times (wall times for import, loading and waiting) that were taken in turn, unless they say
-otherwise; 256x256, batch 1, fp32, beside ResNet-50 where nothing else is said. Weights are random: what a lean decoder
-costs in accuracy is in [widths](widths.md) and [ablations](ablations.md).""",
-        table(result["rows"]),
+otherwise; 256x256, batch 1, fp32, beside ResNet-50 where nothing else is said. Weights are random.""",
     ]
+    if not only_widths:
+        parts[0] += " What a lean\ndecoder costs in accuracy: [widths](widths.md) and [ablations](ablations.md)."
+        parts.append(table(result["rows"]))
     if result["profile"]:
         parts.append(f"## One prediction\n\n{table(result['profile'])}")
     if result.get("widths"):
-        parts.append(f"""## Width against accuracy
-
-Time over that of the encoder alone, GFLOPs that the decoder adds, and Dice per image (mean of three seeds, QaTa-COV19,
-MobileNetV2, 64 px, 1000 rows, three epochs at rate 3e-3; group *reference* of the [ablations](ablations.md)).
+        parts.append(f"""\
+Time over that of the encoder alone, both fused, GFLOPs that the fused decoder adds, and Dice per image
+(mean of three seeds, QaTa-COV19, MobileNetV2, 64 px, 1000 rows, three epochs at rate 3e-3; group *reference* of the
+[ablations](ablations.md)).
 
 {table(result["widths"])}""")
     if result["rivals"]:

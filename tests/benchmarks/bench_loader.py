@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether training waits for its data: a frozen MobileNetV2 encoder, the quickest training there is, on 224 pixels.
 
-OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_loader --dataset data/qata
+OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_loader --dataset data/qata_cov19
 """
 
 import argparse
