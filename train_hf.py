@@ -36,7 +36,7 @@ import yaml
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.utils import DistributedType, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
-from huggingface_hub.errors import StrictDataclassClassValidationError
+from huggingface_hub.errors import StrictDataclassError
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -67,6 +67,7 @@ from processing.data import (
 )
 from processing.evaluation import Segmenter, evaluate, hash_weights, receipt
 from processing.hub import check_name, list_code, push, reserve, without_folders
+from processing.image_processing_tamiseg import IGNORE_INDEX
 from processing.model_card import describe_rows, model_card, source_of
 from processing.plots import write_curves, write_examples
 from processing.prompts import normalize_prompt
@@ -122,7 +123,9 @@ class Arguments:
     vision_learning_rate_scale: float = field(default=1.0, metadata={"help": "the image encoder's rate, relative"})
     weight_decay: float = field(default=1e-4, metadata={"help": "of AdamW"})
     warmup_ratio: float = field(default=0.05, metadata={"help": "share of the steps in which the rate rises"})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine or linear, down to 0"})
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "how the rate falls to 0", "choices": ["cosine", "linear"]}
+    )
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
     ema_decay: float = field(
         default=0.0, metadata={"help": "score and keep weights averaged over about 1 / (1 - decay) steps; 0: off"}
@@ -133,7 +136,9 @@ class Arguments:
     early_stopping_patience: int = field(
         default=0, metadata={"help": "stop after so many epochs without a better validation Dice; 0: never"}
     )
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
+    mixed_precision: str = field(
+        default="no", metadata={"help": "of the network's products", "choices": ["no", "bf16", "fp16"]}
+    )
     cpu: bool = field(default=False, metadata={"help": "stay on the CPU"})
     seed: int = field(default=0, metadata={"help": "of weights, order, augmentation and dropout"})
     # Long runs
@@ -184,31 +189,59 @@ class Arguments:
             raise ValueError("push_to_hub needs a hub_model_id, and the finetune stage: add them, or leave it out.")
         if self.hub_model_id is not None:
             check_name(self.hub_model_id)
+        if self.model_class is not None and self.teacher is not None:
+            raise ValueError("a model_class of its own gives no features to distil into: leave out teacher.")
         try:
-            json.loads(self.model_config)
+            fields = json.loads(self.model_config)
         except json.JSONDecodeError as error:
             raise ValueError(f"model_config is no JSON ({error}): write it as '{{\"hidden_size\": 96}}'.") from error
+        if not isinstance(fields, dict):
+            raise ValueError(f"model_config is {self.model_config}: write it as '{{\"hidden_size\": 96}}'.")
+        if unknown := [key for key in fields if key not in {"num_labels", *TAMISegConfig.__dataclass_fields__}]:
+            raise ValueError(f"model_config has unknown fields {unknown}: see TAMISegConfig for the known ones.")
+
+
+def as_words(fields: dict) -> list[str]:
+    """Fields as the words of a command; those that are None are left as they are by themselves."""
+    words = []
+    for key, value in fields.items():
+        if value is not None:
+            text = json.dumps(value) if isinstance(value, dict) else str(value)
+            words += [f"--{key}", text.lower() if isinstance(value, bool) else text]
+    return words
+
+
+def read_config(path: str) -> dict:
+    """The fields of a YAML file, without what its `recipe` tells people (see experiments/README.md).
+
+    Raises:
+        ValueError: it is no YAML, or holds other things than fields of a run.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            fields = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} cannot be read as YAML: {error}") from error
+    if fields is None:
+        return {}
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds a {type(fields).__name__}: write one 'field: value' per line.")
+    fields.pop("recipe", None)
+    if unknown := [key for key in fields if key not in Arguments.__dataclass_fields__]:
+        raise ValueError(f"{path} has unknown fields {unknown}: see --help for the known ones.")
+    return fields
 
 
 def parse_arguments(argv=None) -> Arguments:
-    """Flag beats file beats default; unknown keys are refused."""
+    """Flag beats file beats default."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(Arguments, description=__doc__.split("\n\n")[0])
     parser.add_argument("--config", help="YAML file of fields")
     first = ArgumentParser(prog=parser.prog, add_help=False)
     first.add_argument("--config")
-    path = first.parse_known_args(argv)[0].config  # before all else: what it holds are defaults
-    if path is not None:
-        with open(path, encoding="utf-8") as file:
-            fields = yaml.safe_load(file) or {}
-        fields.pop("recipe", None)  # what people are told of the run, see experiments/README.md
-        unknown = set(fields) - set(Arguments.__dataclass_fields__)
-        if unknown:
-            raise ValueError(f"{path} has unknown fields {sorted(unknown)}: see --help for the known ones.")
-        parser.set_defaults(**fields)
-        for action in parser._actions:
-            action.required = action.required and action.dest not in fields
-    namespace = vars(parser.parse_args(argv))
+    path = first.parse_known_args(argv)[0].config
+    words = [] if path is None else as_words(read_config(path))  # before the flags, of which the last one counts
+    namespace = vars(parser.parse_args([*words, *argv]))
     namespace.pop("config")
     return Arguments(**namespace)
 
@@ -348,9 +381,19 @@ def memory_format_for(device: torch.device, mixed_precision: str) -> torch.memor
     return torch.contiguous_format if garbled else torch.channels_last
 
 
+def label_weights(accelerator, labels: torch.Tensor) -> torch.Tensor:
+    """How much each row's mask counts where few rows have one: 0 without a mask, and such that the mean over a step's
+    rows of all processes is 1. A loss over the labelled rows of a part, times the mean weight of the part, then adds
+    up to the loss over all labelled rows, however a step is divided."""
+    labelled = (labels != IGNORE_INDEX).flatten(1).any(dim=1).float()
+    share = accelerator.reduce(labelled.mean(), "mean").item()
+    return labelled.cpu().double() / (share or 1.0)  # in float64 the mean of an undivided step is 1 to the last bit
+
+
 def compute_losses(model, distiller, text_inputs, autocast, batch, distillation_weight: float) -> dict:
     """The one place where losses are added up: the sum under `loss`, and its parts, for one batch."""
     pixels = batch["pixel_values"]
+    weight = batch["label_weight"].mean().item() if "label_weight" in batch else 1.0
     if text_inputs is None:
         with autocast():
             outputs = model(
@@ -360,15 +403,15 @@ def compute_losses(model, distiller, text_inputs, autocast, batch, distillation_
                 labels=batch["labels"],
             )
         return {
-            "loss": outputs.loss,
-            "segmentation": outputs.segmentation_loss,
+            "loss": outputs.loss + (weight - 1) * outputs.segmentation_loss,
+            "segmentation": weight * outputs.segmentation_loss,
             "consistency": outputs.consistency_loss,
         }
     # Outside of autocast, so that a kept sentence reads the same whoever asked for it first.
     texts = text_inputs(batch["prompt"])
     with autocast():
         outputs = model(pixel_values=pixels, labels=batch["labels"], **texts)
-        losses = {"loss": outputs.loss, "segmentation": outputs.loss}
+        losses = {"loss": weight * outputs.loss, "segmentation": weight * outputs.loss}
         if distiller is not None:
             losses["distillation"] = distiller(outputs.vision_hidden_states, pixels)
             losses["loss"] = losses["loss"] + distillation_weight * losses["distillation"]
@@ -566,6 +609,8 @@ def main(argv=None) -> dict:
             for batch in batches:
                 if state["step"] >= total_steps:
                     break
+                if arguments.label_budget < 1:
+                    batch["label_weight"] = label_weights(accelerator, batch["labels"])
                 losses = take_step(losses_of, batch, state)
                 state["batches"] += 1
                 for name, value in losses.items():
@@ -701,10 +746,10 @@ def run() -> None:
             )
         else:
             raise
-    except (ValueError, OSError, StrictDataclassClassValidationError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         # An error of a data worker, or of a config's validation, arrives wrapped: the sentence is its last line.
         words, code = str(error).strip(), 2
-        if "Traceback" in words or isinstance(error, StrictDataclassClassValidationError):
+        if "Traceback" in words or isinstance(error, StrictDataclassError):
             words = words.splitlines()[-1].strip().removeprefix("ValueError: ")
     else:
         return

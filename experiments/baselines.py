@@ -38,10 +38,14 @@ class Baseline(TAMISegForImageSegmentation):
     """
 
     stride = 32  # what sides must be multiples of
+    reads_our_encoder = False  # whether the maps of our image encoder are read
 
     def __init__(self, config, vision_model=None, text_model=None):
         super().__init__(config, vision_model, text_model)
         del self.alignment, self.decoder
+        if not self.reads_our_encoder:
+            self.vision_encoder.frozen = True  # it gets no gradient, which several processes would wait for
+            self.vision_encoder.requires_grad_(False)
         self.network = self.build(config)  # after post_init: it keeps its own initial weights
 
     def logits(self, pixel_values):
@@ -84,7 +88,10 @@ class UNetPlusPlus(Baseline):
     def build(self, config):
         from monai.networks.nets import BasicUNetPlusPlus
 
-        return BasicUNetPlusPlus(2, 3, config.num_labels, features=(*widths(config), widths(config)[0]))
+        network = BasicUNetPlusPlus(2, 3, config.num_labels, features=(*widths(config), widths(config)[0]))
+        for side in (network.final_conv_0_1, network.final_conv_0_2, network.final_conv_0_3):
+            side.requires_grad_(False)  # answers of deep supervision, which nobody asks for
+        return network
 
     def logits(self, pixel_values):
         return self.network(pixel_values)[0]
@@ -149,6 +156,7 @@ class EncoderUNet(Baseline):
     """A U-Net's way up over the very encoder that ours has, without words."""
 
     stride = 16
+    reads_our_encoder = True
 
     def build(self, config):
         from monai.networks.nets.basic_unet import UpCat
@@ -172,6 +180,7 @@ class ClipSegDecoder(Baseline):
     mean of its words' states, scales and shifts its tokens as CLIP's text vector does there."""
 
     stride = 16
+    reads_our_encoder = True
 
     def build(self, config):
         width, text_width = config.hidden_size, self.text_encoder.model.config.hidden_size

@@ -39,6 +39,7 @@ from modeling_tamiseg import TAMISegForImageSegmentation
 from modeling_tamiseg.alignment import text_hidden_size
 from processing.comparison import compare, holm, read_cases
 from processing.metrics import mean_with_interval, unit_of
+from train_hf import as_words
 
 
 RESULTS = Path("experiments/results")
@@ -56,16 +57,27 @@ class Training:
 
     @property
     def done(self) -> bool:
-        return (self.folder / "result.json").is_file()
+        """Whether it has been run to its end.
+
+        Raises:
+            RuntimeError: it has, but with other fields than these.
+        """
+        if not (self.folder / "result.json").is_file():
+            return False
+        trained = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        if changed := self.changed(trained["arguments"]):
+            raise RuntimeError(f"{self.folder} was trained with {changed}: remove it to train it anew.")
+        return True
+
+    def changed(self, arguments: dict) -> str:
+        """Where a finished training was told otherwise than it would be now; empty where it was not."""
+        asked = {key: json.dumps(v) if isinstance(v, dict) else v for key, v in self.fields.items() if v is not None}
+        other = [f"{key} {arguments.get(key)}, not {v}" for key, v in asked.items() if arguments.get(key) != v]
+        return "; ".join(other)
 
     def command(self) -> list[str]:
         words = ["train_hf.py", "--stage", self.stage, "--seed", str(self.seed), "--output_dir", str(self.folder)]
-        for key, value in self.fields.items():
-            if value is None:  # a field of the group that this variant leaves as it is by itself
-                continue
-            text = json.dumps(value) if isinstance(value, dict) else str(value)
-            words += [f"--{key}", text.lower() if isinstance(value, bool) else text]
-        return [*words, "--resume", "auto"]
+        return [*words, *as_words(self.fields), "--resume", "auto"]
 
 
 @dataclass(frozen=True)
@@ -153,10 +165,14 @@ def _values(path: Path, group: str, name: str, search: dict) -> list:
     """What a variant takes of the searched field: what was chosen, or all, or [None] where there is no search."""
     if not search:
         return [None]
-    chosen = _search_file(RESULTS / path.stem, group, name)
-    if chosen.is_file():
-        return [json.loads(chosen.read_text(encoding="utf-8"))["chosen"]]
-    return next(iter(search.values()))
+    (values,) = search.values()
+    file = _search_file(RESULTS / path.stem, group, name)
+    if not file.is_file():
+        return values
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if [entry["value"] for entry in found["scores"]] != values:
+        raise ValueError(f"'{file}' is of a search over other values than {path}: remove it to search anew.")
+    return [found["chosen"]]
 
 
 def _search_file(results: Path, group: str, name: str) -> Path:
@@ -378,7 +394,8 @@ def write_summary(matrix: Path, results: Path) -> None:
     A group of which a run's cases were never kept stays as its summary told it.
 
     Raises:
-        ValueError: such a group has no summary yet, or runs of one group were asked different rows.
+        ValueError: such a group has no summary yet, runs of one group were asked different rows, or the matrix has
+            been changed since a run.
     """
     written = results / "summary.json"
     before = json.loads(written.read_text(encoding="utf-8"))["groups"] if written.is_file() else {}
@@ -386,7 +403,11 @@ def write_summary(matrix: Path, results: Path) -> None:
     by_name: dict[tuple[str, str], list[Variant]] = {}
     missing: dict[str, list[str]] = {}
     for variant in read_matrix(matrix):
-        if (results / f"{variant.key}.json").is_file():
+        file = results / f"{variant.key}.json"
+        if file.is_file():
+            trained = json.loads(file.read_text(encoding="utf-8"))["training"]["arguments"]
+            if changed := variant.training.changed(trained):
+                raise ValueError(f"'{file}' is of a training with {changed}: remove it to run that anew.")
             by_name.setdefault((variant.group, variant.name), []).append(variant)
         else:
             missing.setdefault(variant.group, []).append(f"{variant.name}, seed {variant.seed}")
@@ -450,7 +471,8 @@ def _summary_row(runs: list[Variant], against: str, others: list[Variant], resul
 
 
 def cost(training: Training) -> dict:
-    """GFLOPs of one picture with twelve words read, and millions of parameters without the text encoder."""
+    """GFLOPs of one picture with twelve words read, and millions of parameters, without the text encoder and, in a
+    baseline that does not read it, without our image encoder."""
     fields, folder = training.fields, str(training.folder / "best")
     with_code = load_baseline(folder).model if "model_class" in fields else None
     model = (with_code or TAMISegForImageSegmentation.from_pretrained(folder)).eval()
@@ -461,8 +483,9 @@ def cost(training: Training) -> dict:
             text_embeds=words,
             attention_mask=torch.ones(1, 12, dtype=torch.long),
         )
-    used = [p for name, p in model.named_parameters() if not name.startswith("text_encoder.")]
-    return {"gflops": counter.get_total_flops() / 1e9, "million_parameters": sum(p.numel() for p in used) / 1e6}
+    unread = ("text_encoder.",) if getattr(model, "reads_our_encoder", True) else ("text_encoder.", "vision_encoder.")
+    used = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(unread))
+    return {"gflops": counter.get_total_flops() / 1e9, "million_parameters": used / 1e6}
 
 
 if __name__ == "__main__":

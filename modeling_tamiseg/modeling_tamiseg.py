@@ -380,12 +380,14 @@ class TAMISegForConsistencyPretraining(TAMISegPreTrainedModel):
         batch_size, _, height, width = logits.shape
         if affine is None:
             return logits, labels, torch.ones(batch_size, height, width, dtype=torch.bool, device=logits.device)
-        grid = F.affine_grid(affine.to(logits.dtype), list(logits.shape), align_corners=False)
-        valid = (grid.abs() <= 1).all(dim=-1)
-        aligned_logits = F.grid_sample(logits, grid, align_corners=False)
-        if labels is not None:
-            moved = F.grid_sample(labels[:, None].to(logits.dtype), grid, mode="nearest", align_corners=False)
-            labels = moved[:, 0].long().masked_fill(~valid, self.config.semantic_loss_ignore_index)
+        # In float32 under autocast too: a grid in bf16 is wrong by up to a pixel at 256 px, and by more beyond.
+        with torch.autocast(logits.device.type, enabled=False):
+            grid = F.affine_grid(affine.float(), list(logits.shape), align_corners=False)
+            valid = (grid.abs() <= 1).all(dim=-1)
+            aligned_logits = F.grid_sample(logits.float(), grid, align_corners=False)
+            if labels is not None:
+                moved = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)
+                labels = moved[:, 0].long().masked_fill(~valid, self.config.semantic_loss_ignore_index)
         return aligned_logits, labels, valid
 
 
@@ -408,16 +410,26 @@ class ConsistencyHead(nn.Module):
 
 def load_vision_model(name_or_path: str) -> tuple[PreTrainedModel, list[int]]:
     """A pretrained image encoder and the strides of its four maps, from a Hub id or folder: ResNet, MobileNetV2, any
-    model that `AutoBackbone` serves, or the vision encoder of a TAMISeg checkpoint of either stage."""
+    model that `AutoBackbone` serves, or the vision encoder of a TAMISeg checkpoint of either stage.
+
+    Raises:
+        OSError: if there is no such model.
+        ValueError: if it is no image encoder that gives four maps.
+    """
     config = _read_config(name_or_path)
     if config.model_type == "tamiseg":
-        model = TAMISegForConsistencyPretraining.from_pretrained(name_or_path)
+        model = TAMISegForConsistencyPretraining.from_pretrained(name_or_path, dtype=torch.float32)
         return model.vision_encoder.backbone, model.config.vision_strides
     if config.model_type in ("resnet", "mobilenet_v2"):
         if config.model_type == "mobilenet_v2":
             # 1/16 is the coarsest scale: what would go to 1/32 stays there, dilated, with the weights it has.
             config.output_stride = 16
         return AutoModel.from_pretrained(name_or_path, config=config, dtype=torch.float32), [2, 4, 8, 16]
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING or len(config.stage_names) < 5:
+        raise ValueError(
+            f"'{name_or_path}' is a {config.model_type}, which is no image encoder of four maps: give a ResNet, a "
+            "MobileNetV2 or any backbone with at least four stages."
+        )
     if len(getattr(config, "out_indices", None) or ()) != 4:
         # Four maps by default: the last four stages.
         config.out_indices = list(range(len(config.stage_names) - 4, len(config.stage_names)))

@@ -149,6 +149,18 @@ def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
     assert "parts-full-seed0.json without its .npz: remove it" in capsys.readouterr().err
     (small / "summary.json").rename(small / "results/small/summary.json")
 
+    described = (small / "small.yaml").read_text()
+    (small / "small.yaml").write_text(
+        described.replace("fields: {epochs: 1, start: tiny}", "fields: {epochs: 2, start: tiny}", 1)
+    )
+    assert matrix.main() == 2
+    assert "parts-full-seed0.json' is of a training with epochs 1, not 2: remove it" in capsys.readouterr().err
+    (small / "small.yaml").write_text(described.replace("[1.0e-3, 3.0e-3]", "[1.0e-3, 1.0e-2]"))
+    with pytest.raises(SystemExit):
+        matrix.main()
+    assert "is of a search over other values" in capsys.readouterr().err
+    (small / "small.yaml").write_text(described)
+
     output = small / "docs"
     assert command_line.main(["report", "--results", str(small / "results"), "--output", str(output)]) == 0
     assert (output / "ablations.md").read_text() == page
@@ -157,6 +169,16 @@ def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
     told = (output / "report.html").read_text()
     assert "<h2>small</h2>" in told and "<strong>no text</strong> against full" in told
     assert told.count("<img") == 2 and "Wilcoxon signed-rank" in told and "is the best of a search" in told
+
+
+def test_a_training_of_other_fields_is_not_taken_for_done(small):
+    variant = matrix.read_matrix(Path("small.yaml"))[0]
+    training = matrix.replace(variant.training, fields={**variant.training.fields, "vision_model": "tiny"})
+    assert not training.done
+    train_hf.main(training.command()[1:])
+    assert training.done
+    with pytest.raises(RuntimeError, match="was trained with epochs 1, not 3: remove it"):
+        _ = matrix.replace(training, fields={**training.fields, "epochs": 3}).done
 
 
 def test_kept_dice_compare_as_the_cases_do(small):
@@ -262,6 +284,8 @@ def test_baselines_learn_answer_and_load(name, tmp_path):
     words, mask = torch.randn(2, 4, 32), torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0]])
     labels = torch.randint(0, 2, (2, 40, 56))
     model(pixels, text_embeds=words, attention_mask=mask, labels=labels).loss.backward()
+    assert any(p.requires_grad for p in model.vision_encoder.parameters()) == model.reads_our_encoder
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # as several processes want it
     gradients = [p.grad for p in model.network.parameters()]
     assert any(g is not None and g.abs().sum() > 0 for g in gradients)
 

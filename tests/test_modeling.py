@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import AutoModel, BertConfig, ConvNextConfig, MobileNetV2Config, ResNetConfig
+from transformers import AutoModel, BertConfig, ConvNextConfig, MobileNetV2Config, ResNetConfig, ViTConfig
 
 from modeling_tamiseg import (
     SemanticDistiller,
@@ -17,6 +17,7 @@ from modeling_tamiseg import (
 )
 from modeling_tamiseg.decoder import convolve_upsampled, upsample
 from modeling_tamiseg.losses import segmentation_loss
+from modeling_tamiseg.modeling_tamiseg import load_vision_model
 from modeling_tamiseg.tiling import SPARE, PeakMemory, tiles
 
 
@@ -413,6 +414,30 @@ def test_labels_and_logits_of_the_clean_view_follow_the_geometry():
     assert valid[..., :84].all() and not valid[..., 84:].any()
     still = model._follow(None, logits, labels)
     assert torch.equal(still[0], logits) and torch.equal(still[1], labels) and still[2].all()
+
+
+def test_geometry_is_as_fine_under_autocast():
+    model = TAMISegForConsistencyPretraining(tiny_config())
+    affine = torch.tensor([[[0.97, 0.11, 0.083], [-0.11, 0.97, -0.057]]])
+    labels = disc(48, 32)
+    logits = torch.randn(1, 2, 64, 96)
+    expected = model._follow(affine, logits, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model._follow(affine, logits, labels)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("config", [ViTConfig, BertConfig])
+def test_what_gives_no_four_maps_is_refused(tmp_path, config):
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config(**small).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"is a {config.model_type}, which is no image encoder of four maps"):
+        load_vision_model(tmp_path)
+
+
+def test_an_encoder_kept_in_half_precision_trains_in_full(tmp_path):
+    TAMISegForConsistencyPretraining(tiny_config()).half().save_pretrained(tmp_path)
+    assert {p.dtype for p in load_vision_model(tmp_path)[0].parameters()} == {torch.float32}
 
 
 def test_stage_one_loss_is_the_sum_of_its_parts():

@@ -185,6 +185,19 @@ def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
         Arguments(stage="finetune", output_dir="x", report_to="wandb")
 
 
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"model_config": '{"hidden_sise": 96}'}, "unknown fields .'hidden_sise'."),
+        ({"model_config": "[]"}, "write it as"),
+        ({"model_class": "a:B", "teacher": "c"}, "leave out teacher"),
+    ],
+)
+def test_fields_that_nothing_reads_are_refused(fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Arguments(stage="finetune", output_dir="x", **fields)
+
+
 @pytest.mark.parametrize("word", ["ema_decay", "max_grad_norm", "save_steps", "gradient_accumulation_steps"])
 def test_impossible_settings_are_refused(word):
     with pytest.raises(ValueError, match=word):

@@ -6,15 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import train_hf
 from modeling_tamiseg.decoder import MultiScaleModule
-from train_hf import main, memory_format_for, parse_arguments
+from modeling_tamiseg.losses import segmentation_loss
+from train_hf import label_weights, main, memory_format_for, parse_arguments
 
 
 SMALL = ["--dataset", "builtin", "--image_size", "32", "--batch_size", "4", "--cpu", "true",
@@ -118,9 +121,21 @@ def test_flag_beats_file_beats_default(tmp_path):
     assert parse_arguments(words).learning_rate == pytest.approx(3e-4)
     assert parse_arguments([*words, "--epochs", "2"]).epochs == 2
     assert parse_arguments([f"--config={path}", "--output_dir", "x"]).epochs == 7
-    path.write_text("epoch: 7\n")
-    with pytest.raises(ValueError, match="unknown fields"):
-        parse_arguments(words)
+    path.write_text("model_config: {hidden_size: 96}\nstage: pretrain\nepochs:\ncache: true\n")
+    read = parse_arguments(words)
+    assert (read.model_config, read.epochs, read.cache) == ('{"hidden_size": 96}', 20, True)
+
+
+@pytest.mark.parametrize("text", ["epoch: 7", "[stage, pretrain]", "stage: [pretrain", "stage: Pretrain",
+                                  "epochs: 2.5", "cache: maybe", "model_config: [1]"])  # fmt: skip
+def test_what_a_file_says_is_checked_as_flags_are(tmp_path, capsys, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text + "\n")
+    stage = [] if "stage" in text else ["--stage", "pretrain"]
+    with pytest.raises((ValueError, SystemExit)) as error:
+        parse_arguments(["--config", str(path), "--output_dir", "x", *stage])
+    said = f"{error.value} {capsys.readouterr().err}"
+    assert any(word in said for word in ("run.yaml", "--stage", "--epochs", "--cache", "model_config")), said
 
 
 @pytest.mark.parametrize(
@@ -130,6 +145,7 @@ def test_flag_beats_file_beats_default(tmp_path):
         (["--config", "none.yaml"], "none.yaml"),
         (["--model_config", "{hidden"], "model_config"),
         (["--model_config", '{"hidden_size": 18}'], "multiple of 4"),
+        (["--model_config", '{"hidden_size": "96"}'], "hidden_size"),
         (["--image_size", "0"], "image_size"),
         (["--vision_model", "EMPTY"], "EMPTY"),
     ],
@@ -199,6 +215,37 @@ def test_rows_without_masks_serve_where_a_loss_asks_nothing_of_them(tmp_path, st
     # Two of ten rows are labelled. With the others a pass has eight rows of each kind, without them ten.
     assert train(tmp_path / "with", *few, *teacher)["steps"] == 4
     assert train(tmp_path / "without", *few, *switched_off)["steps"] == 3
+
+
+def test_few_labels_make_the_same_step_in_pieces():
+    logits = torch.randn(8, 2, 6, 6)
+    labels = torch.randint(0, 2, (8, 6, 6))
+    labels[[1, 4, 5, 6, 7]] = 255
+    weights = label_weights(Accelerator(cpu=True), labels)
+    assert weights.tolist() == pytest.approx([8 / 3, 0, 8 / 3, 8 / 3, 0, 0, 0, 0]) and weights.mean() == 1
+    whole = segmentation_loss(logits, labels)
+    for cuts in ([0, 8], [0, 4, 8], [0, 2, 5, 8]):
+        parts = [
+            (b - a) / 8 * weights[a:b].mean().item() * segmentation_loss(logits[a:b], labels[a:b])
+            for a, b in pairwise(cuts)
+        ]
+        torch.testing.assert_close(sum(parts), whole)
+    unlabelled = label_weights(Accelerator(cpu=True), torch.full((2, 6, 6), 255))
+    assert unlabelled.tolist() == [0, 0]
+
+
+def test_few_labels_weigh_what_a_step_has_of_them(tmp_path, monkeypatch):
+    compute, weights = train_hf.compute_losses, []
+
+    def spy(*words):
+        weights.append(words[4]["label_weight"])
+        return compute(*words)
+
+    monkeypatch.setattr(train_hf, "compute_losses", spy)
+    few = ["--stage", "pretrain", "--label_budget", "0.5", "--max_steps", "2"]
+    train(tmp_path, *few, "--batch_size", "2", "--gradient_accumulation_steps", "2")
+    for first, second in zip(weights[::2], weights[1::2], strict=True):
+        assert torch.cat([first, second]).mean() == pytest.approx(1)
 
 
 def test_a_model_that_never_read_is_chosen_without_a_sentence(tmp_path):
