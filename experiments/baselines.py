@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from torch import nn
 from transformers import CLIPSegConfig, SegformerConfig, SegformerForSemanticSegmentation
 from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
@@ -230,5 +231,5 @@ CLASSES = {c.__name__: c for c in Baseline.__subclasses__()}
 def load(folder: str) -> Segmenter:
     """What `tamiseg evaluate --adapter` calls: a trained baseline from the folder that `train_hf.py` wrote."""
     name = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    model = CLASSES[name].from_pretrained(folder).to(memory_format=torch.channels_last)
+    model = CLASSES[name].from_pretrained(folder).to(PartialState().device, memory_format=torch.channels_last)
     return Segmenter(model, TAMISegProcessor.from_pretrained(folder))

@@ -475,7 +475,7 @@ def cost(training: Training) -> dict:
     baseline that does not read it, without our image encoder."""
     fields, folder = training.fields, str(training.folder / "best")
     with_code = load_baseline(folder).model if "model_class" in fields else None
-    model = (with_code or TAMISegForImageSegmentation.from_pretrained(folder)).eval()
+    model = (with_code or TAMISegForImageSegmentation.from_pretrained(folder)).cpu().eval()
     words = torch.zeros(1, 12, text_hidden_size(model.config))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(
