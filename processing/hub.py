@@ -33,6 +33,7 @@ RUN_FILES = ("README.md", "LICENSE", "config.yaml", "metrics.jsonl", "curves.png
 RECEIPTS = ("README.md", "metrics.jsonl", "curves.png", "examples.png", "result*.json")
 SPACE_FILES = ("*.py", "*.txt", "*.md", "*.css", "*.js", "*.png", "*.jpg", "*.jsonl", "*.json", "LICENSE")
 CODE_HASHES = "code.sha256"  # what `sha256sum -c` reads
+PULL_NOTES = ("download", "trees", ".gitignore", ".gitignore.lock", "CACHEDIR.TAG")  # of the Hub's client
 TRIES, FIRST_WAIT = 5, 1.0  # seconds, doubled before each further try
 
 
@@ -137,31 +138,47 @@ def pull(repo_id: str, folder: str | Path, revision: str | None = None) -> None:
     """Downloads a model into a new or empty folder, or goes on with one that a broken pull left.
 
     Raises:
-        ValueError: the folder holds something, there is no such repo, revision or model in it, or its code is not the
-            code that it lists.
+        ValueError: the folder holds something else, there is no such repo, revision or model in it, or its code is not
+            the code that it lists.
         OSError: no connection.
     """
     from huggingface_hub import HfApi
 
     folder = Path(folder)
-    progress = folder / ".cache"  # the Hub client's notes on what it has
-    if folder.exists() and not (folder.is_dir() and (progress.is_dir() or not any(folder.iterdir()))):
+    notes = folder / ".cache" / "huggingface"
+    if folder.exists() and not (folder.is_dir() and ((notes / "download").is_dir() or not any(folder.iterdir()))):
         raise ValueError(f"'{folder}' holds something already: give a new folder.")
     check_name(repo_id)
     api = HfApi()
-
-    def download():
-        info = api.repo_info(repo_id, revision=revision)
-        api.snapshot_download(repo_id, revision=info.sha, local_dir=folder)
-        # Where the Hub stops to answer, the client is content with the files that are there already.
-        if any(not (folder / file.rfilename).is_file() for file in info.siblings):
-            raise ConnectionError("not all files have come")
-
     with in_plain_words(repo_id):
+        info = retried(lambda: api.repo_info(repo_id, revision=revision))
+        names = {file.rfilename for file in info.siblings}
+        if (stranger := find_stranger(folder, names)) is not None:
+            raise ValueError(f"'{stranger}' is there already and no file of '{repo_id}': give a new folder.")
+
+        def download():
+            api.snapshot_download(repo_id, revision=info.sha, local_dir=folder)
+            # Where the Hub stops to answer, the client is content with the files that are there already.
+            if any(not (folder / name).is_file() for name in names):
+                raise ConnectionError("not all files have come")
+
         retried(download)
-    rmtree(progress)
+    rmtree(notes)
+    if not any(notes.parent.iterdir()):
+        notes.parent.rmdir()
     check_model_folder(str(folder))
     print(f"{repo_id} is in {folder}; {check_code(folder)}")
+
+
+def find_stranger(folder: Path, names: set[str]) -> Path | None:
+    """What a broken pull of files of these names cannot have left in a folder; None where there is nothing else."""
+    for path in folder.rglob("*"):
+        parts = path.relative_to(folder).parts
+        noted = parts[:2] == (".cache", "huggingface") and (len(parts) == 2 or parts[2] in PULL_NOTES)
+        # A folder is judged by what is in it.
+        if not noted and "/".join(parts) not in names and not (path.is_dir() and not path.is_symlink()):
+            return path
+    return None
 
 
 def push_space(folder: str | Path, repo_id: str, model: str, public: bool = False) -> str:

@@ -306,9 +306,34 @@ def test_a_broken_pull_goes_on(run, hub, tmp_path, capsys):
     hub.faults = [("cut", "HEAD .*/resolve/.*/model.safetensors")] * hub_commands.TRIES
     assert "cannot be reached" in refused(capsys, "pull", REPO, folder)
     assert folder.is_dir() and not (folder / "model.safetensors").exists()
+    (folder / "notes.txt").write_text("mine")
+    assert "notes.txt' is there already and no file of" in refused(capsys, "pull", REPO, folder)
+    (folder / "notes.txt").unlink()
     hub.faults = [("busy", "GET .*/tree"), ("cut", "GET .*/resolve/.*/model.safetensors"), ("busy", "GET /api/models")]
     assert main(["pull", REPO, str(folder)]) == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == hub.files(REPO)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["README.md", ".cache/pip/wheel"],
+        ["README.md", ".cache/huggingface/token"],
+        [".cache/huggingface/download/a.metadata", ".cache/huggingface/token"],
+        [".cache/huggingface/download/a.metadata", ".cache/pip/wheel"],
+        [".cache/huggingface/download/a.metadata", "README.md", ".bashrc"],
+    ],
+    ids=["a cache", "the client's cache", "a token", "two caches", "a home"],
+)
+def test_a_folder_that_no_pull_left_is_not_touched(run, hub, tmp_path, capsys, files):
+    assert main(["push", str(run), REPO]) == 0
+    home = tmp_path / "home"
+    for name in files:
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("mine")
+    assert "already" in refused(capsys, "pull", REPO, home)
+    assert {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()} == set(files)
+    assert all((home / name).read_text() == "mine" for name in files)
 
 
 def test_pull_gives_the_pushed_files_and_refuses_what_is_not_there(run, hub, tmp_path, monkeypatch, capsys):
