@@ -11,7 +11,8 @@ quickstart: $(READY)  ## both stages on the built-in synthetic sample, then a ma
 	$(BIN)/python train_hf.py --stage finetune --config experiments/quickstart.yaml --output_dir runs/quickstart/finetune --vision_model runs/quickstart/pretrain/best
 	$(BIN)/python -m processing.builtin_sample --output runs/quickstart/sample
 	$(BIN)/tamiseg predict runs/quickstart/sample/test/images/builtin-test-0-006.png --text "bright round lesions on the left" \
-	    --model runs/quickstart/finetune/best --output runs/quickstart/mask.png --overlay runs/quickstart/overlay.png
+	    --model runs/quickstart/finetune/best --output runs/quickstart/mask.png --overlay runs/quickstart/overlay.png \
+	    --overwrite
 
 reproduce: $(READY)  ## the shipped model's scores anew: make reproduce DATA=data/qata_cov19
 	$(BIN)/python -m experiments.reproduce --dataset $(DATA)

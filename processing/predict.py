@@ -32,6 +32,7 @@ PROBABILITY_SUFFIX = {"png": ".png", "nifti": ".nii.gz", "rle": ".png"}
 COLUMNS = (
     "image", "sentence", "area_px", "area_percent", "mean_probability", "model", "threshold", "tile_size", "status"
 )  # fmt: skip
+UNFINISHED = "unfinished"  # the status of a picture whose files are being written
 
 
 @dataclass
@@ -52,11 +53,14 @@ def add_command(commands) -> None:
     command.add_argument("--model", help="folder of a trained model, or its Hub id; the shipped one for chest X-rays")
     command.add_argument("--revision", help="commit, tag or branch of a model on the Hub; the newest one if left out")
     command.add_argument(
-        "--output", required=True, help="mask to write, the size of the picture; for several pictures, a folder"
+        "--output",
+        required=True,
+        help="mask to write, the size of the picture: what the model finds, of several classes all but background; "
+        "for several pictures a folder, and for one where it is there or has no suffix",
     )
-    command.add_argument("--overlay", help="PNG, or folder of PNGs, to write: the picture with the mask laid over it")
+    command.add_argument("--overlay", help="PNG to write, the picture with the mask laid over it; or folder of these")
     command.add_argument(
-        "--probabilities", help="file or folder to write: 16-bit PNG (65535 is certain), or float NIfTI"
+        "--probabilities", help="file to write, 16-bit PNG (65535 is certain) or float NIfTI; or folder of these"
     )
     command.add_argument(
         "--format",
@@ -64,7 +68,9 @@ def add_command(commands) -> None:
         default="png",
         help="of the masks: png (0 and 255), nifti (0 and 1; needs nibabel) or rle (COCO's counts as JSON)",
     )
-    command.add_argument("--threshold", type=float, default=0.5, help="probability from which a pixel counts")
+    command.add_argument(
+        "--threshold", type=float, default=0.5, help="probability from which a pixel counts, for models of two classes"
+    )
     command.add_argument("--batch_size", type=int, default=8, help="pictures that go through the model together")
     command.add_argument(
         "--tile_size",
@@ -78,7 +84,11 @@ def add_command(commands) -> None:
         help="as --tile_size, with tiles no larger than keep the whole process within so much memory, such as 2GB "
         "(Linux)",
     )
-    command.add_argument("--overwrite", action="store_true", help="also segment what predictions.csv says is done")
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files that are there, and also segment what predictions.csv says is done",
+    )
     command.set_defaults(run=predict)
 
 
@@ -102,7 +112,8 @@ def predict(arguments) -> None:
         arguments.model = str(SHIPPED_MODEL)
     if arguments.revision and Path(arguments.model).is_dir():
         raise ValueError(f"--revision is for models on the Hub, and '{arguments.model}' is a folder: leave it out.")
-    if len(arguments.image) == 1 and Path(arguments.image[0]).is_file():
+    output = Path(arguments.output)
+    if len(arguments.image) == 1 and Path(arguments.image[0]).is_file() and output.suffix and not output.is_dir():
         predict_one(arguments)
     else:
         predict_many(arguments)
@@ -110,15 +121,23 @@ def predict(arguments) -> None:
 
 def predict_one(arguments) -> None:
     """One picture, whose outputs are files."""
-    written = [Path(path) for path in (arguments.output, arguments.overlay, arguments.probabilities) if path]
-    for path in written:
+    suffixes, written = suffixes_of(arguments.format), outputs_of(arguments)
+    for role, path in written.items():
+        # NIfTI may also go without compression.
+        if not path.name.lower().endswith((suffixes[role], suffixes[role].removesuffix(".gz"))):
+            raise ValueError(f"'{path}' is to be a {suffixes[role]} file: let its name end in {suffixes[role]}.")
+        if path.is_dir():
+            raise ValueError(f"'{path}' is a folder: give a file, since '{arguments.output}' is one.")
         if not path.resolve().parent.is_dir():
             raise ValueError(f"the folder of '{path}' does not exist: create it first.")
     path = Path(arguments.image[0])
     pictures = [Picture(path, path.name)]
     give_sentences(pictures, arguments)
-    refuse_to_overwrite(pictures, written)
-    model, processor = load(arguments.model, arguments.revision)
+    refuse_collisions(pictures, list(written.values()))
+    there = [path for path in written.values() if path.exists()]
+    if there and not arguments.overwrite:
+        raise ValueError(f"'{there[0]}' is there already: give --overwrite, or another name.")
+    model, processor = load_for(arguments)
     ((_, image, found, probability),) = segment(
         model, processor, pictures, arguments.threshold, 1, arguments.tile_size, arguments.max_memory
     )
@@ -139,16 +158,12 @@ def predict_many(arguments) -> None:
     """Folders and lists of pictures, whose outputs are folders, with a table that says what is done."""
     from tqdm import tqdm
 
-    folders = {"mask": arguments.output, "overlay": arguments.overlay, "probabilities": arguments.probabilities}
-    folders = {role: Path(folder) for role, folder in folders.items() if folder is not None}
-    for folder in folders.values():
-        if folder.is_file():
-            raise ValueError(f"'{folder}' is a file: several pictures need a folder.")
-    suffixes = {
-        "mask": MASK_SUFFIX[arguments.format],
-        "overlay": ".png",
-        "probabilities": PROBABILITY_SUFFIX[arguments.format],
-    }
+    suffixes, folders = suffixes_of(arguments.format), outputs_of(arguments)
+    for role, folder in folders.items():
+        if folder.is_file() or folder.name.lower().endswith(suffixes[role]) and not folder.is_dir():
+            raise ValueError(
+                f"'{folder}' is a file or called like one: give a folder, or for one picture a file as --output too."
+            )
     pictures = find_pictures(arguments.image, [folder.resolve() for folder in folders.values()])
     give_sentences(pictures, arguments)
     stems = Counter(Path(picture.name).with_suffix("") for picture in pictures)
@@ -158,7 +173,7 @@ def predict_many(arguments) -> None:
         stem = stem if stems[stem] == 1 else Path(picture.name)  # a.png beside a.jpg
         return {role: folder / f"{stem}{suffixes[role]}" for role, folder in folders.items()}
 
-    refuse_to_overwrite(pictures, [path for picture in pictures for path in outputs(picture).values()])
+    refuse_collisions(pictures, [path for picture in pictures for path in outputs(picture).values()])
     table = folders["mask"] / "predictions.csv"
     name = Path(arguments.model).name if arguments.model == str(SHIPPED_MODEL) else arguments.model
     settings = {
@@ -166,22 +181,19 @@ def predict_many(arguments) -> None:
         "threshold": str(arguments.threshold),
         "tile_size": str(arguments.tile_size or ""),
     }
-    rows = {} if arguments.overwrite else read_table(table)
-    done = {
-        picture.name
-        for picture in pictures
-        if (row := rows.get(picture.name))
-        and row["status"] == "ok"
-        and {**row, "sentence": picture.sentence or "", **settings} == row
-        and all(path.is_file() for path in outputs(picture).values())
-    }
-    rows = {name: rows[name] for name in rows if name in done}
-    left = [picture for picture in pictures if picture.name not in done]
+    rows, left = read_table(table), []
+    for picture in pictures:
+        row, places = rows.get(picture.name, {}), outputs(picture).values()
+        there = [path for path in places if path.exists()]
+        if there and not arguments.overwrite:
+            refuse_to_replace(there[0], row, {"sentence": picture.sentence or "", **settings})
+        if arguments.overwrite or row.get("status") != "ok" or len(there) < len(places):
+            left.append(picture)
     failed = 0
-    folders["mask"].mkdir(parents=True, exist_ok=True)
-    write_table(table, rows.values())
     if left:
-        model, processor = load(arguments.model, arguments.revision)
+        model, processor = load_for(arguments)
+        folders["mask"].mkdir(parents=True, exist_ok=True)
+        write_table(table, rows.values())
         sizes = arguments.batch_size, arguments.tile_size, arguments.max_memory
         results = segment(model, processor, left, arguments.threshold, *sizes)
         for picture, image, found, probability in tqdm(results, total=len(left), unit="picture"):
@@ -193,25 +205,58 @@ def predict_many(arguments) -> None:
                 places = outputs(picture)
                 for path in places.values():
                     path.parent.mkdir(parents=True, exist_ok=True)
+                # Wherever this breaks off, what the table says is true, and the next call knows whose the files are.
+                write_table(table, [{**row, "status": UNFINISHED}], mode="a")
                 write(image, found, probability, arguments.format, *(places.get(role) for role in suffixes))
                 row |= {"area_px": found.sum(), "area_percent": f"{100 * found.mean():.3f}"}
                 row["mean_probability"] = f"{probability[found].mean():.4f}" if found.any() else ""
-            # Only now, with its files there: wherever this breaks off, what the table says is true.
             write_table(table, [row], mode="a")
             rows[picture.name] = row
-    write_table(table, [rows[picture.name] for picture in pictures])
+        these = {picture.name: rows.pop(picture.name) for picture in pictures}
+        write_table(table, [*rows.values(), *these.values()])
     print(
-        f"{len(left) - failed} pictures segmented, {len(done)} were done before; masks in {arguments.output}, numbers "
-        f"in {table}"
+        f"{len(left) - failed} pictures segmented, {len(pictures) - len(left)} were done before; masks in "
+        f"{arguments.output}, numbers in {table}"
     )
     if failed:
         raise ValueError(f"{failed} of {len(pictures)} pictures failed: the column status of {table} says why.")
 
 
-def refuse_to_overwrite(pictures: list[Picture], written: list[Path]) -> None:
-    both = {picture.path.resolve() for picture in pictures} & {path.resolve() for path in written}
+def outputs_of(arguments) -> dict[str, Path]:
+    """The files or folders that are to be written, by what goes there."""
+    asked = {"mask": arguments.output, "overlay": arguments.overlay, "probabilities": arguments.probabilities}
+    return {role: Path(path) for role, path in asked.items() if path is not None}
+
+
+def suffixes_of(kind: str) -> dict[str, str]:
+    return {"mask": MASK_SUFFIX[kind], "overlay": ".png", "probabilities": PROBABILITY_SUFFIX[kind]}
+
+
+def refuse_collisions(pictures: list[Picture], written: list[Path]) -> None:
+    """Raises ValueError where a picture would be overwritten, or one file written twice."""
+    counts = Counter(path.resolve() for path in written)
+    both = {picture.path.resolve() for picture in pictures} & counts.keys()
     if both:
         raise ValueError(f"'{min(both)}' is a picture to segment and would be overwritten: choose another --output.")
+    path, count = counts.most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} outputs would be written to '{path}': give each a name or folder of its own.")
+
+
+def refuse_to_replace(path: Path, row: dict, asked: dict) -> None:
+    """Raises ValueError where a file is there that its picture's row of predictions.csv does not name, or that was
+    made in another way than is asked."""
+    if row.get("status") not in ("ok", UNFINISHED):
+        raise ValueError(
+            f"'{path}' is there already, and predictions.csv does not say of which picture: give --overwrite, or "
+            "another --output."
+        )
+    for name, value in asked.items():
+        if row["status"] == "ok" and row[name] != value:
+            raise ValueError(
+                f"'{path}' was made with other settings ({name} was '{row[name]}' and is '{value}'): give "
+                "--overwrite, or another --output."
+            )
 
 
 def find_pictures(sources: list[str], written: list[Path]) -> list[Picture]:
@@ -273,9 +318,24 @@ def give_sentences(pictures: list[Picture], arguments) -> None:
         picture.sentence = normalize_prompt(sentences.get(picture.name, arguments.text))
 
 
+def load_for(arguments):
+    """The model and its processor, as `load`.
+
+    Raises:
+        ValueError: as `load`, or the model has no use for the threshold that is asked for.
+    """
+    model, processor = load(arguments.model, arguments.revision)
+    if model.config.num_labels > 2 and arguments.threshold != 0.5:
+        raise ValueError(
+            f"'{arguments.model}' tells {model.config.num_labels} classes apart, and each pixel goes to the most "
+            "probable: leave --threshold out."
+        )
+    return model, processor
+
+
 def load(name: str, revision: str | None = None):
-    """The model, on a GPU where there is one, and its processor; of the Hub's newest commit, or of `revision`. No code
-    that lies with a model is run, and weights are read from safetensors only.
+    """The model, in float32 and on a GPU where there is one, and its processor; of the Hub's newest commit, or of
+    `revision`. No code that lies with a model is run, and weights are read from safetensors only.
 
     Raises:
         ValueError: the folder lacks something, is damaged, or holds something else.
@@ -293,7 +353,12 @@ def load(name: str, revision: str | None = None):
     try:
         processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
         model, report = AutoModel.from_pretrained(
-            name, revision=revision, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            name,
+            revision=revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,  # whatever it was saved in: pictures and sentences come in float32
+            output_loading_info=True,
         )
         if lacking := sorted(report["missing_keys"]):  # they would be drawn at random
             raise ValueError(f"its weights lack {len(lacking)} of the model's tensors, such as {lacking[0]}")
@@ -308,8 +373,9 @@ def load(name: str, revision: str | None = None):
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # of damaged files: the libraries raise whatever comes, tokenizers also panics
+        where = f"'{name}'" if Path(name).is_dir() else f"there is no folder '{name}' here, and '{name}' on the Hub"
         raise ValueError(
-            f"'{name}' holds no model that can be used ({reason(error)}): give the best/ folder of a training run, or "
+            f"{where} holds no model that can be used ({reason(error)}): give the best/ folder of a training run, or "
             "copy or download it again."
         ) from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
@@ -345,6 +411,11 @@ def segment(
             sorted(pictures, key=lambda picture: picture.sentence or ""), key=lambda picture: picture.sentence
         )
     ]
+    limit = processor.tokenizer.model_max_length
+    for sentence, _ in groups:
+        length = len(processor.tokenizer(sentence or "", truncation=False).input_ids)
+        if length > limit:
+            raise ValueError(f"the sentence '{sentence[:60]}...' has {length} tokens of at most {limit}: shorten it.")
     words = [processor(text=[sentence], truncation=False, return_tensors="pt") for sentence, _ in groups]
     for (_, group), word in zip(groups, words, strict=True):
         text = {}
@@ -433,8 +504,6 @@ def write_nifti(values: np.ndarray, path) -> None:
     point as ITK lets those of a picture point, so that viewers show it upright."""
     import nibabel
 
-    if not str(path).endswith((".nii", ".nii.gz")):
-        raise ValueError(f"'{path}' is to be a NIfTI file: let its name end in .nii.gz.")
     nibabel.save(nibabel.Nifti1Image(values.T[..., None], np.diag([-1, -1, 1, 1])), path)
 
 
@@ -480,8 +549,8 @@ def read_table(path: Path) -> dict[str, dict]:
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"'{path}' is no table of this command: move it away, or give --overwrite.")
-        return {row["image"]: row for row in reader}
+            raise ValueError(f"'{path}' is no table of this command: move it away, or give another --output.")
+        return {row["image"]: row for row in reader if row["status"]}  # the last one may be torn by a break
 
 
 def check_model_folder(name: str) -> None:

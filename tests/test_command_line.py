@@ -22,10 +22,11 @@ from tests.test_modeling import tiny_config
 from tests.test_processing import make_tokenizer
 
 
-def save_tiny_model(folder):
+def save_tiny_model(folder, num_labels=2):
     torch.manual_seed(0)
-    TAMISegForImageSegmentation(tiny_config()).save_pretrained(folder)
-    processor = TAMISegProcessor(TAMISegImageProcessor(size={"height": 64, "width": 64}), make_tokenizer())
+    TAMISegForImageSegmentation(tiny_config(num_labels=num_labels)).save_pretrained(folder)
+    images = TAMISegImageProcessor(size={"height": 64, "width": 64}, num_labels=num_labels)
+    processor = TAMISegProcessor(images, make_tokenizer())
     processor.tokenizer.model_max_length = 16
     processor.save_pretrained(folder)
 
@@ -56,6 +57,43 @@ def test_writes_mask_and_overlay(model, picture, tmp_path, text, capsys):
     assert "mask" in capsys.readouterr().out
 
 
+def test_files_are_replaced_only_when_told(model, picture, tmp_path, capsys):
+    mask, overlay = tmp_path / "mask.png", tmp_path / "overlay.png"
+    words = ["predict", str(picture), "--model", str(model), "--output", str(mask), "--overlay", str(overlay)]
+    for drawn in (mask, overlay):
+        drawn.write_text("drawn by hand")
+        assert main(words) == 2
+        assert f"'{drawn}' is there already: give --overwrite" in capsys.readouterr().err
+        assert drawn.read_text() == "drawn by hand"
+        drawn.unlink()
+    assert main(words) == 0 and main(words) == 2 and main([*words, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_weights_of_half_precision(model, picture, tmp_path, dtype):
+    folder, mask = tmp_path / "half", tmp_path / "mask.png"
+    shutil.copytree(model, folder)
+    TAMISegForImageSegmentation.from_pretrained(model).to(dtype).save_pretrained(folder)
+    assert main(["predict", str(picture), "--text", "left", "--model", str(folder), "--output", str(mask)]) == 0
+    assert Image.open(mask).size == (47, 33)
+
+
+def test_a_threshold_is_for_two_classes(picture, tmp_path, capsys):
+    folder, mask = tmp_path / "three", tmp_path / "mask.png"
+    save_tiny_model(folder, num_labels=3)
+    words = ["predict", str(picture), "--model", str(folder), "--output", str(mask)]
+    assert main([*words, "--threshold", "0.9"]) == 2
+    assert "tells 3 classes apart" in capsys.readouterr().err and not mask.exists()
+    assert main(words) == 0
+
+
+def test_a_sentence_too_long_is_refused_in_words_of_the_command(model, picture, tmp_path, capsys):
+    words = ["predict", str(picture), "--model", str(model), "--output", str(tmp_path / "mask.png")]
+    assert main([*words, "--text", "left lung " * 20]) == 2
+    said = capsys.readouterr().err
+    assert "tokens of at most 16: shorten it" in said and "truncation" not in said
+
+
 def test_threshold_rules_the_area(model, picture, tmp_path):
     areas = []
     for threshold in ("0", "0.5", "1"):
@@ -72,6 +110,7 @@ def test_tiles_keep_the_pictures_own_resolution(model, tmp_path):
     picture, mask, certainty = tmp_path / "wide.png", tmp_path / "mask.png", tmp_path / "certainty.png"
     Image.effect_noise((300, 64), 60).save(picture)
     words = ["predict", str(picture), "--model", str(model), "--text", "left lung", "--output", str(mask)]
+    words.append("--overwrite")
     assert main([*words, "--tile_size", "128", "--probabilities", str(certainty)]) == 0
     assert Image.open(mask).size == Image.open(certainty).size == (300, 64)
     # A tile that holds the whole picture gives the model's answer at the picture's own size.
@@ -90,6 +129,7 @@ def test_max_memory_bounds_what_the_process_takes(model, tmp_path):
     picture, mask = tmp_path / "large.png", tmp_path / "mask.png"
     Image.effect_noise((1500, 1100), 60).save(picture)
     words = ["predict", str(picture), "--model", str(model), "--text", "left lung", "--output", str(mask)]
+    words.append("--overwrite")
     code = f"""
 import torch
 from processing.command_line import main
@@ -187,10 +227,16 @@ def bad_calls(model, picture, tmp_path):
         (good | {"--max_memory": "much"}, "no amount of memory"),
         (good | {"--max_memory": "1MB"}, "too little"),
         (good | {"--text": "left lung " * 20}, "shorten it"),
+        (good | {"--overlay": tmp_path / "m.png"}, "2 outputs would be written"),
+        (good | {"--output": tmp_path / "m.jpg"}, "let its name end in .png"),
+        (good | {"--format": "rle"}, "let its name end in .json"),
+        (good | {"--overlay": empty}, "let its name end in .png"),
+        (good | {"--output": empty, "--overlay": tmp_path / "o.png"}, "a file or called like one"),
+        (good | {"--model": "runs/typo"}, "there is no folder 'runs/typo' here, and"),
     ]
 
 
-@pytest.mark.parametrize("case", range(12))
+@pytest.mark.parametrize("case", range(18))
 def test_bad_input_gets_one_sentence(model, picture, tmp_path, capsys, case):
     call, sentence = bad_calls(model, picture, tmp_path)[case]
     argv = ["predict", str(call.pop("image"))]

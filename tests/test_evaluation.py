@@ -154,7 +154,8 @@ def test_agrees_with_predict(model, data, evaluated, tmp_path):
     for name in ("0", "4"):
         mask = tmp_path / "mask.png"
         picture, sentence = data / "test" / f"{name}.png", rows[name]["sentence"]
-        assert main(["predict", str(picture), "--text", sentence, "--model", str(model), "--output", str(mask)]) == 0
+        words = [str(picture), "--text", sentence, "--model", str(model), "--output", str(mask), "--overwrite"]
+        assert main(["predict", *words]) == 0
         found = np.asarray(Image.open(mask)) > 0
         assert abs(int(found.sum()) - int(rows[name]["tp"]) - int(rows[name]["fp"])) <= 2  # rounding of an edge
 

@@ -171,6 +171,7 @@ def test_a_stranger_loads_a_pinned_revision_runs_the_card_and_pushes_it_again(ru
     # The card's third snippet, where our package is installed: the code is the package's then, the weights the repo's.
     hub.repos["model", REPO].commit(good)
     (command,) = re.findall(r"^tamiseg (predict .*)$", card, re.MULTILINE)
+    (tmp_path / "mask.png").unlink()
     installed = subprocess.run(
         [sys.executable, "-m", "processing.command_line", *shlex.split(command)],
         capture_output=True, text=True, cwd=tmp_path, timeout=100,
@@ -363,7 +364,10 @@ def test_predict_asks_a_pinned_revision(run, hub, tmp_path, capsys):
     assert Image.open(tmp_path / "masks" / "a.png").size == (50, 40)
     assert f"{REPO}@{pinned}" in (tmp_path / "masks" / "predictions.csv").read_text()
     # None of these may take the answers of another model for its own.
-    assert "holds no model that can be used" in refused(capsys, *words, "--model", REPO)
+    assert f"model was '{REPO}@{pinned}' and is '{REPO}'" in refused(capsys, *words, "--model", REPO)
+    words.append("--overwrite")
+    said = refused(capsys, *words, "--model", REPO)
+    assert f"there is no folder '{REPO}' here, and '{REPO}' on the Hub holds no model that can be used" in said
     assert "v9" in refused(capsys, *words, "--model", REPO, "--revision", "v9")
     assert "is a folder" in refused(capsys, *words, "--model", run / "best", "--revision", pinned)
 

@@ -56,7 +56,7 @@ def test_a_folder_gives_the_same_masks_as_its_pictures_one_by_one(model, scans, 
     ]  # fmt: skip
     for name, row in rows.items():
         alone = tmp_path / "alone.png"
-        assert call(model, scans / name, "--output", alone, "--text", "left lung") == 0
+        assert call(model, scans / name, "--output", alone, "--text", "left lung", "--overwrite") == 0
         stem = name.rsplit(".", 1)[0] + ".png"
         mask = np.asarray(Image.open(out / stem))
         assert (mask != np.asarray(Image.open(alone))).mean() < 0.002  # an edge pixel may fall either way in a batch
@@ -82,7 +82,9 @@ def test_resumes_after_a_break(model, scans, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(room, "write", write_two)
     assert call(model, scans, "--output", out, "--batch_size", 1) == 130
-    assert list(table(out)) == ["a1.png", "b/b1.jpg"]
+    status = {name: row["status"] for name, row in table(out).items()}
+    assert status == {"a1.png": "ok", "b/b1.jpg": "ok", "b/b2.tif": "unfinished"}
+    (out / "b" / "b2.png").write_bytes(b"half of it")  # whose it is, the table knows
     written.clear()
     assert call(model, scans, "--output", out) == 0
     assert [path.name for path in written] == ["b2.png"]
@@ -93,14 +95,60 @@ def test_resumes_after_a_break(model, scans, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(room, "load", lambda name: pytest.fail("nothing is left to do"))
     assert call(model, scans, "--output", out) == 0
     monkeypatch.undo()
-    # Done is what was asked in the same words, by the same threshold, and is still there.
+    # Done is what is still there, and what was asked otherwise is kept until somebody says so.
     (out / "a1.png").unlink()
-    for words, count in (((), 1), (("--text", "left"), 3), (("--text", "left", "--threshold", "0.4"), 3)):
-        capsys.readouterr()
-        assert call(model, scans, "--output", out, *words) == 0
-        assert f"{count} pictures segmented" in capsys.readouterr().out
-    assert call(model, scans, "--output", out, *words, "--overwrite") == 0
-    assert "3 pictures segmented" in capsys.readouterr().out
+    capsys.readouterr()
+    assert call(model, scans, "--output", out) == 0
+    assert "1 pictures segmented" in capsys.readouterr().out
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    for words, difference in (
+        (("--text", "left"), "sentence was '' and is 'left'"),
+        (("--threshold", "0.4"), "threshold was '0.5' and is '0.4'"),
+        (("--tile_size", "128"), "tile_size was '' and is '128'"),
+    ):
+        assert call(model, scans, "--output", out, *words) == 2
+        said = capsys.readouterr().err
+        assert difference in said and "give --overwrite, or another --output" in said
+        assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+        assert call(model, scans, "--output", out, *words, "--overwrite") == 0
+        assert "3 pictures segmented" in capsys.readouterr().out
+        assert call(model, scans, "--output", out, "--overwrite") == 0
+
+
+def test_masks_of_others_are_kept(model, scans, tmp_path, capsys):
+    out = tmp_path / "masks"
+    (out / "b").mkdir(parents=True)
+    (out / "b" / "b1.png").write_text("drawn by hand")
+    assert call(model, scans, "--output", out) == 2
+    assert "does not say of which picture: give --overwrite" in capsys.readouterr().err
+    assert [path for path in out.rglob("*.*")] == [out / "b" / "b1.png"]
+    assert (out / "b" / "b1.png").read_text() == "drawn by hand"
+    assert call(model, scans, "--output", out, "--overwrite") == 0
+    assert Image.open(out / "b" / "b1.png").mode == "L"
+
+
+def test_rows_of_other_pictures_are_kept(model, scans, tmp_path):
+    out = tmp_path / "masks"
+    assert call(model, scans / "b", "--output", out) == 0
+    before = table(out)
+    assert call(model, scans / "a1.png", "--output", out) == 0  # one picture into a folder that is there
+    assert list(table(out)) == ["b1.jpg", "b2.tif", "a1.png"] and before.items() <= table(out).items()
+    assert call(model, scans / "a1.png", "--output", out, "--text", "left", "--overwrite") == 0
+    assert before.items() <= table(out).items() and table(out)["a1.png"]["sentence"] == "left"
+    assert (out / "a1.png").is_file()
+
+
+def test_one_picture_into_a_new_folder(model, scans, tmp_path):
+    assert call(model, scans / "a1.png", "--output", tmp_path / "masks") == 0
+    assert {path.name for path in (tmp_path / "masks").iterdir()} == {"a1.png", "predictions.csv"}
+
+
+def test_no_output_replaces_another(model, scans, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call(model, scans, "--output", out, "--overlay", out) == 2
+    assert "2 outputs would be written to" in capsys.readouterr().err and not out.exists()
+    assert call(model, scans, "--output", out, "--overlay", out, "--format", "rle") == 0  # other names
+    assert (out / "a1.json").is_file() and (out / "a1.png").is_file()
 
 
 def test_a_bad_picture_stops_no_other(model, scans, tmp_path, capsys):
@@ -156,7 +204,7 @@ def test_a_sentence_for_each_picture(model, scans, tmp_path, kind, capsys):
     write(sentences)
     assert call(model, scans, "--output", out, "--prompts", file) == 2
     assert "no line for 'b/b2.tif'" in capsys.readouterr().err
-    assert call(model, scans, "--output", out, "--prompts", file, "--text", "left") == 0
+    assert call(model, scans, "--output", out, "--prompts", file, "--text", "left", "--overwrite") == 0
     assert table(out)["b/b2.tif"]["sentence"] == "left"
     write({**sentences, "c.png": "left"})
     assert call(model, scans, "--output", out, "--prompts", file, "--text", "left") == 2
