@@ -94,7 +94,11 @@ class Segmenter:
         try:
             self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=remote)
             self.model, report = AutoModel.from_pretrained(
-                name, trust_remote_code=remote, use_safetensors=True, output_loading_info=True
+                name,
+                trust_remote_code=remote,
+                use_safetensors=True,
+                dtype=torch.float32,  # whatever it was saved in: pictures and sentences come in float32
+                output_loading_info=True,
             )
             self.model.eval().to(self.device)
             if report["missing_keys"]:  # they were drawn at random

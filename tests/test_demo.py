@@ -373,6 +373,14 @@ def test_which_model(tmp_path, monkeypatch):
     assert segment.find_model() == "user/model"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_weights_of_half_precision_are_shown(model_folder, tmp_path, dtype):
+    shutil.copytree(model_folder, tmp_path / "half")
+    TAMISegForImageSegmentation.from_pretrained(model_folder).to(dtype).save_pretrained(tmp_path / "half")
+    shown = segment.Segmenter(str(tmp_path / "half"))
+    assert shown.measure(shown.ask(Image.fromarray(noise()), "the large lesion"), 0.5)[0].mask.shape == (40, 60)
+
+
 def test_models_that_cannot_be_shown(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="No model can be loaded from .*best/ folder"):
