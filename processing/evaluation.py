@@ -37,7 +37,7 @@ from .findings import pair_arms, score_findings
 from .metrics import SegmentationMeter, bootstrap, score_case, unit_of
 from .model_card import describe_rows
 from .prompts import mirror_prompt
-from .reading import read_json
+from .reading import parse_json, read_json
 
 
 DEFAULT_ARMS = ("full_text", "no_text", "shuffled_text")
@@ -259,11 +259,10 @@ def run(arguments) -> None:
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name} is {value}: give more than 0.")
-    if arguments.tolerance < 0:
-        raise ValueError(f"--tolerance is {arguments.tolerance}: give 0 or more.")
-    output = Path(arguments.output)
-    if output.is_file():
-        raise ValueError(f"'{output}' is a file: give a folder.")
+    for name in ("tolerance", "pictures"):
+        if getattr(arguments, name) < 0:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}: give 0 or more.")
+    output = output_folder(arguments.output, "scores")
     rows = load_rows(arguments.dataset, arguments.split, max_rows=arguments.max_rows)
     prompts = [normalize_prompt(prompt) for prompt in column(rows, "prompt")]
     names = list(ARMS) if "all" in arguments.arms else list(dict.fromkeys(arguments.arms))
@@ -339,6 +338,27 @@ def run(arguments) -> None:
     accelerator.end_training()
 
 
+def output_folder(name: str, kind: str) -> Path:
+    """The folder that a command writes its `result.json` to.
+
+    Args:
+        name: what was given as `--output`.
+        kind: the entry that holds the numbers of such a result: "scores", "faithfulness" or "transfer".
+
+    Raises:
+        ValueError: it is a file, or holds the result of another command, such as a training, which has `steps`.
+    """
+    folder = Path(name)
+    if folder.is_file():
+        raise ValueError(f"'{folder}' is a file: give a folder.")
+    path = folder / "result.json"
+    if path.is_file():
+        there = parse_json(path.read_bytes(), f"'{path}'", "move it away, or give another --output")
+        if not isinstance(there, dict) or kind not in there or "steps" in there:
+            raise ValueError(f"'{path}' is of another command and would be replaced: give another --output.")
+    return folder
+
+
 def build(name: str, adapter: str | None, device) -> tuple:
     """What to evaluate, and the hash of its weights (None where an adapter's model has no files)."""
     if adapter is not None:
@@ -366,15 +386,22 @@ def build(name: str, adapter: str | None, device) -> tuple:
 
 
 def local_folder(name: str) -> Path:
-    """The folder of a model, which is fetched first where it is an id of the Hub."""
+    """The folder of a model, which is fetched first where it is an id of the Hub.
+
+    Raises:
+        ValueError: there is neither.
+    """
     from huggingface_hub import snapshot_download
 
     from .hub import in_plain_words
 
     if Path(name).is_dir():
         return Path(name)
-    with in_plain_words(name):
-        return Path(snapshot_download(name))
+    try:
+        with in_plain_words(name):
+            return Path(snapshot_download(name))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"there is no folder '{name}' here, and {error}") from error
 
 
 def hash_weights(path: Path) -> str:

@@ -23,7 +23,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -67,21 +66,19 @@ def run(arguments) -> None:
     from tqdm import tqdm
 
     from .data import column, fingerprint, load_rows, read_pair
-    from .evaluation import build, command_of, receipt
+    from .evaluation import build, command_of, output_folder, receipt
     from .hub import without_folders
     from .image_processing_tamiseg import IGNORE_INDEX, TAMISegImageProcessor
     from .model_card import describe_rows
     from .plots import write_words
     from .report import as_markdown
 
+    output = output_folder(arguments.output, "faithfulness")
     rows = load_rows(arguments.dataset, arguments.split, max_rows=arguments.max_rows)
     prompts = [normalize_prompt(prompt) for prompt in column(rows, "prompt")]
     with_text = [index for index, prompt in enumerate(prompts) if find_words(prompt or "")]
     if not with_text:
         raise ValueError(f"no row of split '{arguments.split}' has a sentence: there is nothing to analyse.")
-    output = Path(arguments.output)
-    if output.is_file():
-        raise ValueError(f"'{output}' is a file: give a folder.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     segment, weights = build(arguments.model, None, device)
     if not segment.processor.tokenizer.is_fast:

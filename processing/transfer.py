@@ -60,15 +60,13 @@ def run(arguments) -> None:
     from modeling_tamiseg.distillation import SemanticDistiller
 
     from .data import column, fingerprint, load_rows
-    from .evaluation import build, command_of, hash_weights, local_folder, receipt
+    from .evaluation import build, command_of, hash_weights, local_folder, output_folder, receipt
     from .hub import without_folders
     from .model_card import describe_rows
     from .plots import write_tokens
     from .report import as_markdown
 
-    output = Path(arguments.output)
-    if output.is_file():
-        raise ValueError(f"'{output}' is a file: give a folder.")
+    output = output_folder(arguments.output, "transfer")
     if arguments.split == "train":
         raise ValueError("the probe learns from the split train: give another --split to hold out.")
     rows = {
@@ -77,14 +75,15 @@ def run(arguments) -> None:
     }
     others = other_pictures(arguments.natural, arguments.max_rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = SemanticDistiller.from_pretrained(arguments.teacher, []).to(device)
+    teacher_folder = local_folder(arguments.teacher)
+    teacher = SemanticDistiller.from_pretrained(str(teacher_folder), []).to(device)
     students = {name: build(name, None, device) for name in arguments.student}
     see = Eyes(teacher, {name: segment for name, (segment, _) in students.items()})
 
     fitted, held_out = (read_rows(rows[split], see) for split in ("train", arguments.split))
     elsewhere = see(others)
     told = {name: getattr(arguments, name) for name in OPTIONS}
-    weights = hash_weights(local_folder(arguments.teacher))
+    weights = hash_weights(teacher_folder)
     result = {
         **receipt(command_of("analyse-teacher", arguments.teacher, told), weights, arguments.seed, str(device)),
         "students_sha256": [weights for _, weights in students.values()],

@@ -302,6 +302,24 @@ def test_pictures_only_when_asked_for(model, data, tmp_path):
         assert picture.width > 500 and picture.height > 600 and len(picture.convert("RGB").getcolors(2**24)) > 1000
 
 
+@pytest.mark.parametrize(
+    "there",
+    ['{"scores": {}, "split": "validation", "steps": 3}', '{"faithfulness": {}}', '{"transfer": {}}', "[]", "{"],
+    ids=["training", "analyse-prompts", "analyse-teacher", "a list", "torn"],
+)
+def test_results_of_other_commands_are_kept(model, data, tmp_path, capsys, there):
+    (tmp_path / "result.json").write_text(there)
+    assert call(model, data, tmp_path) == 2
+    assert "give another --output" in capsys.readouterr().err
+    assert files(tmp_path) == {"result.json": there.encode()}
+
+
+def test_an_evaluation_is_done_anew(model, data, tmp_path):
+    for arms in (["full_text"], ["full_text", "no_text"]):
+        assert call(model, data, tmp_path / "test", "--arms", *arms) == 0
+        assert list(json.loads((tmp_path / "test" / "result.json").read_text())["scores"]) == arms
+
+
 def bad_calls(data, tmp_path):
     (tmp_path / "file").write_text("")
     stage_1 = tmp_path / "stage-1"
@@ -316,15 +334,17 @@ def bad_calls(data, tmp_path):
         ({"--split": "train"}, "no split 'train'"),
         ({"--batch_size": "0"}, "--batch_size is 0"),
         ({"--tolerance": "-1"}, "--tolerance is -1"),
+        ({"--pictures": "-1"}, "--pictures is -1"),
         ({"--spacing": "0"}, "--spacing is 0"),
         ({"--output": tmp_path / "file"}, "is a file"),
         ({"--dataset": tmp_path / "stage-1"}, "not known"),
         ({"model": tmp_path / "nowhere"}, "no model folder"),
+        ({"model": "runs/typo"}, "there is no folder 'runs/typo' here, and"),
         ({"model": stage_1}, "first stage"),
     ]
 
 
-@pytest.mark.parametrize("case", range(8))
+@pytest.mark.parametrize("case", range(10))
 def test_bad_input_gets_one_sentence(model, data, tmp_path, capsys, case):
     changed, sentence = bad_calls(data, tmp_path)[case]
     words = {"model": model, "--dataset": data, "--output": tmp_path / "out", **changed}

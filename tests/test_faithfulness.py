@@ -157,6 +157,10 @@ def test_bad_calls_get_one_sentence(model, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert call(model, tmp_path / "file") == 2
     assert "is a file: give a folder" in capsys.readouterr().err
+    (tmp_path / "result.json").write_text('{"scores": {}}')
+    assert call(model, tmp_path) == 2
+    assert "is of another command and would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "result.json").read_text() == '{"scores": {}}'
     data = tmp_path / "data" / "test"
     data.mkdir(parents=True)
     Image.new("RGB", (32, 32)).save(data / "a.png")

@@ -178,13 +178,21 @@ def test_docs_do_what_they_say(student, tmp_path, monkeypatch):
         (("--natural", "."), "holds no picture"),
         (("--student", "nowhere"), "no model folder 'nowhere'"),
         (("--split", "train"), "give another --split"),
+        (("--output", "taken"), "is of another command and would be replaced"),
     ],
 )
 def test_bad_calls_get_one_sentence(tmp_path, monkeypatch, capsys, words, sentence):
     monkeypatch.chdir(tmp_path)
     vit("teacher")
+    Path("taken").mkdir()
+    Path("taken/result.json").write_text('{"scores": {}, "split": "validation", "steps": 3}')
     assert call("teacher", "out", *words) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_teacher_that_is_not_here(tmp_path, capsys):
+    assert call("runs/typo", tmp_path / "out") == 2
+    assert "there is no folder 'runs/typo' here, and" in capsys.readouterr().err
 
 
 def test_tsne_keeps_neighbours_and_survives_features_that_are_all_the_same():
