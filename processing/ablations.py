@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .comparison import or_dash
+
 
 INTRODUCTION = """\
 # What helps, and what does not
@@ -118,7 +120,7 @@ def group_rows(table: dict) -> list[list[str]]:
         if main := row["compared"].get("main"):
             by_seed = " ".join(f"{100 * value:+.2f}" for value in main["difference_by_seed"])
             cells += [words(row["against"]), change(main), by_seed]
-            cells += [p_value(main["p_holm"]), f"{main['effect_size']:+.2f}"]
+            cells += [p_value(main["p_holm"]), or_dash(main["effect_size"], "+.2f")]
             without = row["compared"]["no_text"]
             cells += [change(without), p_value(without["p_holm"])]
         else:

@@ -22,6 +22,10 @@ from .arms import ARMS
 from .metrics import RESAMPLES, unit_of
 
 
+COLUMNS = {"name", "patient_id", "arm", "dice"}  # of cases.csv, that are read here
+ROUNDING = 1e-12  # no difference of Dice
+
+
 def add_command(commands) -> None:
     """Adds `compare` to the subcommands of `tamiseg`."""
     command = commands.add_parser("compare", help="test whether one evaluated model is better than another")
@@ -46,8 +50,12 @@ def run(arguments) -> None:
     print(f"difference {100 * result['difference']:+.2f} points, 95 % interval [{low:+.2f}, {high:+.2f}]")
     print(
         f"over {result['units']} patients (pictures where unknown): Wilcoxon p {result['p_wilcoxon']:.2g}, "
-        f"paired t p {result['p_t']:.2g}, effect size d {result['effect_size']:+.2f}"
+        f"paired t p {or_dash(result['p_t'], '.2g')}, effect size d {or_dash(result['effect_size'], '+.2f')}"
     )
+
+
+def or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def read_cases(folder: Path, arm: str) -> dict[tuple[str, int], dict]:
@@ -55,20 +63,31 @@ def read_cases(folder: Path, arm: str) -> dict[tuple[str, int], dict]:
     and by which case of that name it is, since one picture may be asked several times.
 
     Raises:
-        ValueError: there is no `cases.csv`, or it does not hold the arm.
+        ValueError: there is no `cases.csv`, it does not hold the arm, or is not as `tamiseg evaluate` writes it.
     """
     path = folder / "cases.csv"
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder '{folder}' here: give the --output of `tamiseg evaluate`.")
     if not path.is_file():
         raise ValueError(f"'{folder}' has no cases.csv: give the --output of `tamiseg evaluate`.")
-    with open(path, encoding="utf-8", newline="") as file:
-        lines = [line for line in csv.DictReader(file) if line["arm"] == arm]
-    if not lines:
-        raise ValueError(f"'{path}' has no case of the arm {arm}: evaluate with --arms {arm}.")
     cases, seen = {}, Counter()
-    for line in lines:
-        case = {"name": line["name"], "patient_id": line["patient_id"] or None, "dice": float(line["dice"])}
-        cases[line["name"], seen[line["name"]]] = case
-        seen[line["name"]] += 1
+    with open(path, encoding="utf-8", newline="") as file:
+        try:
+            reader = csv.DictReader(file)
+            if lacking := COLUMNS - set(reader.fieldnames or ()):
+                raise ValueError(f"no column {min(lacking)}")
+            for line in reader:
+                if line["arm"] == arm:
+                    case = {"name": line["name"], "patient_id": line["patient_id"] or None}
+                    case["dice"] = float(line["dice"])
+                    if not 0 <= case["dice"] <= 1:
+                        raise ValueError(f"a Dice of {line['dice']}")
+                    cases[line["name"], seen[line["name"]]] = case
+                    seen[line["name"]] += 1
+        except (csv.Error, TypeError, ValueError) as error:
+            raise ValueError(f"'{path}' is not as `tamiseg evaluate` writes it ({error}): write it anew.") from error
+    if not cases:
+        raise ValueError(f"'{path}' has no case of the arm {arm}: evaluate with --arms {arm}.")
     return cases
 
 
@@ -82,8 +101,9 @@ def compare(ours: Sequence[dict], theirs: Sequence[dict], seed: int = 0) -> dict
     Returns:
         `ours`, `theirs` and `difference`: Dice per image in [0, 1], seeds averaged; `interval`: 95 % of the difference
         by `metrics.RESAMPLES` resamples of patients; `p_wilcoxon`, `p_t`: two-sided, of the patients' mean differences
-        (1 where all are 0); `effect_size`: their mean over their standard deviation; `units`: how many patients, or
-        pictures where the patient is unknown.
+        (1 where all are 0); `effect_size`: their mean over their standard deviation (0 where all are 0); `units`: how
+        many patients, or pictures where the patient is unknown. `p_t` and `effect_size` are None where all differences
+        are the same and not 0, or there is one alone: nothing tells how they spread.
 
     Raises:
         ValueError: the two are not of the same cases.
@@ -104,16 +124,20 @@ def compare(ours: Sequence[dict], theirs: Sequence[dict], seed: int = 0) -> dict
     differences = (sums[0] - sums[1]) / counts
     draws = np.random.default_rng(seed).multinomial(len(units), np.full(len(units), 1 / len(units)), size=RESAMPLES)
     resampled = (draws @ (sums[0] - sums[1])) / (draws @ counts)
-    same = not differences.any()
-    deviation = differences.std(ddof=1) if len(differences) > 1 else 0.0
+    same = np.abs(differences).max() <= ROUNDING
+    if len(differences) > 1 and np.ptp(differences) > ROUNDING:
+        p_t = float(ttest_rel(*(sums / counts)).pvalue)
+        effect_size = float(differences.mean() / differences.std(ddof=1))
+    else:
+        p_t, effect_size = (1.0, 0.0) if same else (None, None)
     return {
         "ours": float(first.mean()),
         "theirs": float(second.mean()),
         "difference": float((first - second).mean()),
         "interval": np.percentile(resampled, [2.5, 97.5]).tolist(),
         "p_wilcoxon": 1.0 if same else float(wilcoxon(differences).pvalue),
-        "p_t": 1.0 if same or not deviation else float(ttest_rel(*(sums / counts)).pvalue),
-        "effect_size": float(differences.mean() / deviation) if deviation else 0.0,
+        "p_t": p_t,
+        "effect_size": effect_size,
         "units": len(units),
     }
 

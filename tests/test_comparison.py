@@ -61,6 +61,14 @@ def test_one_model_with_itself():
     assert (result["difference"], result["p_wilcoxon"], result["p_t"], result["effect_size"]) == (0, 1, 1, 0)
 
 
+@pytest.mark.parametrize("dices", [[0.6, 0.7, 0.9], [0.6]], ids=["all the same", "one alone"])
+def test_a_difference_that_does_not_spread_has_no_effect_size(dices):
+    ours = [dice + 0.1 for dice in dices]  # but for rounding
+    result = compare([side(ours)], [side(dices)])
+    assert result["difference"] == pytest.approx(0.1)
+    assert result["p_t"] is None and result["effect_size"] is None
+
+
 def test_other_cases_are_refused():
     with pytest.raises(ValueError, match="not of the same cases"):
         compare([side([0.5, 0.6])], [side([0.5])])
@@ -87,6 +95,9 @@ def test_command(tmp_path, capsys):
     assert "80.00 against 70.00" in said and "+10.00 points" in said and "3 patients" in said
     assert main(["compare", str(ours), "--to", str(theirs), str(theirs)]) == 0
     assert "+10.00 points" in capsys.readouterr().out
+    constant = folder(tmp_path / "constant", [0.9, 1.0, 0.8])
+    assert main(["compare", str(constant), str(ours)]) == 0
+    assert "paired t p -, effect size d -" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -95,6 +106,7 @@ def test_command(tmp_path, capsys):
         (["{a}"], "give two folders"),
         (["{a}", "{b}", "--arm", "typo"], "has no case of the arm typo"),
         (["{a}", "{empty}"], "has no cases.csv"),
+        (["{a}", "runs/typo"], "there is no folder 'runs/typo' here"),
     ],
 )
 def test_bad_words(tmp_path, capsys, words, sentence):
@@ -102,3 +114,21 @@ def test_bad_words(tmp_path, capsys, words, sentence):
     places = {"a": folder(tmp_path / "a", [0.5]), "b": folder(tmp_path / "b", [0.6]), "empty": tmp_path / "empty"}
     assert main(["compare", *(word.format(**places) for word in words)]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ("name,patient_id,dice\na,,0.5\n", "(no column arm)"),
+        ("name,patient_id,arm,dice\na,,full_text,much\n", "much"),
+        ("name,patient_id,arm,dice\na,,full_text,nan\n", "(a Dice of nan)"),
+        ("name,patient_id,arm,dice\na,,full_text\n", "NoneType"),
+        ("", "(no column arm)"),
+    ],
+)
+def test_a_table_of_something_else_is_named(tmp_path, capsys, content, sentence):
+    ours, theirs = folder(tmp_path / "a", [0.5]), folder(tmp_path / "b", [0.6])
+    (theirs / "cases.csv").write_text(content)
+    assert main(["compare", str(ours), str(theirs)]) == 2
+    said = capsys.readouterr().err
+    assert f"'{theirs / 'cases.csv'}' is not as `tamiseg evaluate` writes it" in said and sentence in said

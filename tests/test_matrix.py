@@ -270,6 +270,15 @@ def test_curves_are_of_the_variants_that_name_their_share():
     assert ablations.curves({"rows": rows[:2]}) == {}
 
 
+def test_a_difference_that_does_not_spread_is_a_dash():
+    scores = {"full_text": {"dice_per_image": [0.5], "dice_global": [0.6], "interval": [0.4, 0.6]}}
+    told = {"difference": 0.1, "interval": [0.1, 0.1], "difference_by_seed": [0.1], "p_holm": 0.5, "effect_size": None}
+    row = {"variant": "full", "main": "full_text", "scores": scores, "against": "other", "gflops": 1.0}
+    row |= {"compared": {"main": told, "no_text": told}, "million_parameters": 2.0}
+    head, cells = ablations.group_rows({"rows": [row]})
+    assert cells[head.index("d")] == "-" and cells[head.index("difference")] == "+10.00 [+10.00, +10.00]"
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_baselines_learn_answer_and_load(name, tmp_path):
     torch.manual_seed(0)
