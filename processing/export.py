@@ -43,7 +43,7 @@ def export(arguments) -> None:
     model = model.cpu().fuse_for_inference()
     output.mkdir(parents=True, exist_ok=True)
     processor.save_pretrained(output)
-    path = output / FILES[arguments.format]
+    path = output / ("model_int8.onnx" if arguments.int8 else FILES[arguments.format])
     program = trace(model)
     if arguments.format == "onnx":
         write_onnx(program, path, arguments.int8)

@@ -45,12 +45,12 @@ def main() -> None:
             "fused": lambda inputs: fused(**inputs).logits,
             "bf16": lambda inputs: half(**{**inputs, "pixel_values": inputs["pixel_values"].bfloat16()}).logits,
         }
-        for name, flags in (("onnx", []), ("onnx int8", ["--int8"])):
-            path = Path(folder, name.replace(" ", "_"))
-            if tamiseg(["export", "--model", arguments.model, *flags, str(path)]):
+        for name, file, flags in (("onnx", "model.onnx", []), ("onnx int8", "model_int8.onnx", ["--int8"])):
+            if tamiseg(["export", "--model", arguments.model, *flags, folder]):
                 raise SystemExit(2)
-            sizes[name] = (path / "model.onnx").stat().st_size / 1e6
-            forms[name] = on_onnx(path / "model.onnx")
+            path = Path(folder, file)
+            sizes[name] = path.stat().st_size / 1e6
+            forms[name] = on_onnx(path)
         report(arguments, processor, forms, sizes)
 
 
