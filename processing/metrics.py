@@ -213,8 +213,8 @@ class SegmentationMeter:
             num_images, num_empty_targets: cases, and those with an empty target.
             empty_target_false_positive_rate: the share of the empty targets where something was predicted; None where
                 no target is empty.
-            hd95, surface_dice: the mean over cases, where outlines were measured; hd95 over those that have one, and
-                hd95_undefined says of how many that is not true (one of the two masks is empty).
+            hd95, surface_dice: the mean over cases, where outlines were measured; hd95 over those that have one (0
+                where both masks are empty), and hd95_undefined says how many have none (only one of them is empty).
             ece, reliability: `calibration_error` and the bins of all cases pooled, where probabilities were given.
 
         Raises:

@@ -29,7 +29,7 @@ from . import ablations, faithfulness, findings, transfer
 from .arms import ARMS
 from .leaks import leak_table
 from .model_card import METRICS, as_written
-from .reading import parse_json
+from .reading import parse_json, reason
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ CONVENTIONS = (
     "In %, in brackets 95 % intervals (whole patients are resampled; pictures where the patient is unknown). Per "
     "image: the mean over cases; global: from the pixels of all cases pooled. An empty mask counts as fully right "
     "where there is nothing to find, and false alarms are the share of such cases in which something was marked. HD95 "
-    "is averaged over the cases where neither mask is empty. A dash: not measured."
+    "counts 0 where both masks are empty, and cases where only one is are left out. A dash: not measured."
 )
 STYLE = """\
 :root { color-scheme: light dark; }
@@ -106,9 +106,13 @@ def add_command(commands) -> None:
 def run(arguments) -> None:
     """Reads, writes, and says what it wrote."""
     folder, output = Path(arguments.results), Path(arguments.output)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder '{folder}': give one of result files as --results.")
     results, recipes = load_results(folder), load_recipes(folder.parent)
-    output.mkdir(parents=True, exist_ok=True)
     summaries, leaks = ablations.load_summaries(folder), load_leaks(folder)
+    if not results and not summaries:
+        raise ValueError(f"'{folder}' holds no result (*.json): give another --results.")
+    output.mkdir(parents=True, exist_ok=True)
     with as_written(f"a result file of '{folder}'"):
         written = {
             output / "results.md": results_page(results, recipes, summaries, leaks),
@@ -140,7 +144,7 @@ def curve_pictures(summaries: dict[str, dict]) -> dict[str, str]:
 
 
 def load_results(folder: Path) -> dict[str, dict]:
-    """The result files of a folder by their names without suffix, sorted; none where there is no such folder.
+    """The result files of a folder by their names without suffix, sorted.
 
     Raises:
         ValueError: a file is no result.
@@ -165,15 +169,20 @@ def load_recipes(folder: Path) -> dict[str, dict]:
     """The `recipe` entries of the YAML files of a folder by their names without suffix.
 
     Raises:
-        ValueError: a recipe does not say its data, cost, expected score or commands.
+        ValueError: a file is no YAML, or a recipe does not say its data, cost, expected score or commands.
     """
     import yaml
 
     recipes = {}
     for path in sorted(folder.glob("*.yaml")):
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeError) as error:
+            raise ValueError(f"'{path}' is no YAML ({reason(error)}): mend it, or move it away.") from error
         if not isinstance(fields, dict) or "recipe" not in fields:
             continue
+        if not isinstance(fields["recipe"], dict):
+            raise ValueError(f"the recipe of '{path}' is no mapping: write its data, cost, expected and commands.")
         missing = {"data", "cost", "expected", "commands"} - fields["recipe"].keys()
         if missing:
             raise ValueError(f"the recipe of '{path}' does not say its {', '.join(sorted(missing))}: add it.")
@@ -384,7 +393,7 @@ def html_page(results: dict[str, dict], folder: Path, summaries: dict[str, dict]
     if summaries:
         sections.append(f"<h2>What helps, and what does not</h2><p>{escape(ablations.EXPLANATION)}</p>")
     sections += [html_summary(name, summary) for name, summary in summaries.items()]
-    body = "\n".join(sections) or "<p>There is no result file yet.</p>"
+    body = "\n".join(sections)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -140,11 +140,13 @@ def test_a_recipe_says_what_it_takes_and_its_commands_are_understood():
             assert any(command.startswith("tamiseg evaluate") for command in recipe["commands"])
 
 
-def test_no_result_yet(folder):
-    page = (report(folder) / "results.md").read_text()
+def test_no_result_yet(folder, capsys):
+    output = folder.parent / "docs"
+    for name, sentence in (("results", "holds no result"), ("resluts", "there is no folder")):
+        assert main(["report", "--results", str(folder / name), "--output", str(output)]) == 2
+        assert sentence in capsys.readouterr().err and not output.exists()  # no page is replaced by an empty one
+    page = results_page({}, load_recipes(folder), {}, {})  # as where a matrix alone was run
     assert "There is no result file yet" in page and page.count("| open |") == len(load_recipes(folder))
-    (folder / "results").rmdir()
-    assert (report(folder) / "results.md").read_text() == page
     for _, marks in MARKS.values():
         for mark in marks:
             assert f"| {mark.score} | {mark.convention} |" in page
@@ -310,6 +312,8 @@ def test_other_kinds_of_results(folder):
             "is not as train_hf.py",
         ),
         ("a.yaml", yaml.safe_dump({"recipe": {"data": "x", "commands": []}}), "does not say its cost, expected"),
+        ("a.yaml", "recipe: [", "a.yaml' is no YAML"),
+        ("a.yaml", "recipe: soon", "a.yaml' is no mapping"),
     ],
 )
 def test_bad_files_get_one_sentence(folder, capsys, name, content, sentence):
