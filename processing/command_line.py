@@ -8,7 +8,8 @@ import sys
 from . import comparison, data_commands, demo, evaluation, export, faithfulness, hub, predict, report, transfer
 
 
-# Modules with an `add_command(commands)`; heavy imports wait until the command runs, so that --help is quick.
+# Modules with an `add_command(commands)`. This package needs torch (seconds, for --help too); what is heavier than
+# that is imported when the command runs.
 ROOMS = (data_commands, predict, evaluation, comparison, faithfulness, transfer, report, export, hub, demo)
 
 

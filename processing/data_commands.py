@@ -29,16 +29,23 @@ def add_command(commands) -> None:
     action.add_argument("--split", help="which published split, where there are several (see `tamiseg data list`)")
     action.add_argument(
         "--split-by",
+        "--split_by",
         choices=("patient", "study", "look"),
         help="draw anew with none of them on two sides; look: neither patients nor pictures that look alike",
     )
     action.add_argument("--seed", type=int, default=0, help="of drawn splits")
     action.add_argument("--partial", action="store_true", help="accept other counts than the published ones")
-    action.add_argument("--num-labels", type=int, default=2, help="classes in the masks, background included")
+    action.add_argument(
+        "--num-labels", "--num_labels", type=int, default=2, help="classes in the masks, background included"
+    )
     action.add_argument(
         "--window", type=_window, help="=CENTER,WIDTH (--window=-600,1500) or =auto: how more than 8 bits become grey"
     )
-    action.add_argument("--patient-pattern", help="regular expression whose first group, in a name, is the patient")
+    action.add_argument(
+        "--patient-pattern",
+        "--patient_pattern",
+        help="regular expression whose first group, in a name, is the patient",
+    )
     action.add_argument("--sentences", help="write missing sentences from the masks: lung, polyp or nuclei")
     action.set_defaults(run=prepare_set)
 
@@ -95,15 +102,17 @@ def report_leaks(arguments) -> None:
 def check_sentences(arguments) -> None:
     """Prints the agreement of each split and of all, and what augmentation leaves of it on validation."""
     from .augmentation import JointAugmentation, measure_truth
+    from .data import column
     from .image_processing_tamiseg import TAMISegImageProcessor
     from .sentences import measure_agreement
 
     load_mask = TAMISegImageProcessor().load_mask
     prompts, masks = {}, {}
     for split, rows in _all_rows(arguments.data).items():
-        rows = rows.select_columns(["prompt", "mask"])  # pictures are not needed, so they are not decoded
-        prompts[split] = rows["prompt"][:]
-        masks[split] = [load_mask(row["mask"]) for row in rows]
+        prompts[split] = column(rows, "prompt")
+        # Pictures are not needed, so they are not decoded.
+        some = rows if isinstance(rows, list) else rows.select_columns("mask")
+        masks[split] = [load_mask(row["mask"]) for row in some]
     parts = {split: [split] for split in masks} | {"all": list(masks)}
     for part, splits in parts.items():
         wanted = [prompt for split in splits for prompt in prompts[split]]

@@ -111,6 +111,14 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert "is not known" in capsys.readouterr().err
 
 
+def test_sentences_of_the_built_in_sample(capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("processing.builtin_sample.SPLITS", {"train": 6, "validation": 3, "test": 3})
+        assert main(["data", "sentences", "builtin", "--seeds", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "all: " in said and "of 12 sentences read" in said and "as in training" in said
+
+
 def test_built_in_sample_shares_no_picture(capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("processing.builtin_sample.SPLITS", {"train": 6, "validation": 3, "test": 3})

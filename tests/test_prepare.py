@@ -788,6 +788,8 @@ def test_facts_are_printed(capsys):
 def test_prepare_prints_counts_leaks_and_the_next_command(tmp_path, capsys):
     write_kvasir(tmp_path / "source")
     words = ["--source", str(tmp_path / "source"), "--output", str(tmp_path / "out"), "--partial"]
+    assert main(["data", "prepare", "kvasir-seg", *words, "--num_labels", "2", "--split_by", "patient"]) == 2
+    assert "no patient is known of any picture" in capsys.readouterr().err
     assert main(["data", "prepare", "kvasir-seg", *words]) == 0
     said = capsys.readouterr().out
     assert "train 7, validation 1, test 2" in said and "research and education only" in said
