@@ -536,7 +536,7 @@ def resident_memory() -> int:
 def write_table(path: Path, rows, mode: str = "w") -> None:
     """Writes predictions.csv anew, or adds rows to it by mode "a"."""
     with open(path, mode, encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")  # what somebody added to an earlier table
         if mode == "w":
             writer.writeheader()
         writer.writerows(rows)
@@ -548,9 +548,12 @@ def read_table(path: Path) -> dict[str, dict]:
         return {}
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"'{path}' is no table of this command: move it away, or give another --output.")
-        return {row["image"]: row for row in reader if row["status"]}  # the last one may be torn by a break
+        try:
+            if tuple(reader.fieldnames or ()) == COLUMNS:
+                return {row["image"]: row for row in reader if row["status"]}  # the last one may be torn by a break
+        except (UnicodeDecodeError, csv.Error):
+            pass
+    raise ValueError(f"'{path}' is no table of this command: move it away, or give another --output.")
 
 
 def check_model_folder(name: str) -> None:

@@ -265,6 +265,8 @@ def bad_calls(scans, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "predictions.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "binary").mkdir()
+    (tmp_path / "binary" / "predictions.csv").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "words.txt").write_text("left\n")
     (tmp_path / "list.jsonl").write_text('["a1.png", "left"]\n')
     (tmp_path / "latin.csv").write_bytes("image,sentence\na1.png,Läsion\n".encode("latin-1"))
@@ -276,6 +278,8 @@ def bad_calls(scans, tmp_path):
         ([tmp_path / "bare", "--output", out], "holds no picture"),
         ([scans, "--output", tmp_path / "file"], "is a file"),
         ([scans, "--output", tmp_path / "other"], "no table of this command"),
+        ([scans, "--output", tmp_path / "binary", "--overwrite"], "no table of this command"),
+        ([scans, "--output", tmp_path / "masks.png"], "a file or called like one"),
         ([scans, "--output", out, "--batch_size", 0], "batch_size"),
         ([scans, "--output", out, "--text", "left lung " * 20], "shorten it"),
         ([scans, "--output", out, "--prompts", tmp_path / "words.txt"], "JSON lines"),
@@ -289,7 +293,7 @@ def bad_calls(scans, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("case", range(13))
+@pytest.mark.parametrize("case", range(15))
 def test_bad_calls_get_one_sentence(model, scans, tmp_path, capsys, case):
     words, sentence = bad_calls(scans, tmp_path)[case]
     assert call(model, *words) == 2
