@@ -62,7 +62,7 @@ masks, probabilities = processor.post_process_semantic_segmentation(
 Without Python, where the `tamiseg` package is installed:
 
 ```bash
-tamiseg predict picture.png --text "{sentence}" --model {name} --output mask.png
+tamiseg predict picture.png --text "{sentence}" --model {name} --output found.png
 ```
 
 The code of a repo can change: pin it with `revision="..."`, the hash of a commit, in each `from_pretrained` or

@@ -171,13 +171,12 @@ def test_a_stranger_loads_a_pinned_revision_runs_the_card_and_pushes_it_again(ru
     # The card's third snippet, where our package is installed: the code is the package's then, the weights the repo's.
     hub.repos["model", REPO].commit(good)
     (command,) = re.findall(r"^tamiseg (predict .*)$", card, re.MULTILINE)
-    (tmp_path / "mask.png").unlink()
     installed = subprocess.run(
         [sys.executable, "-m", "processing.command_line", *shlex.split(command)],
         capture_output=True, text=True, cwd=tmp_path, timeout=100,
         env={**environment, "PYTHONPATH": str(Path(__file__).parent.parent)},
     )  # fmt: skip
-    assert installed.returncode == 0 and "mask.png" in installed.stdout, installed.stderr[-2000:]
+    assert installed.returncode == 0 and "found.png" in installed.stdout, installed.stderr[-2000:]
     # Saved by that process and pushed by ours: the code is all there, and the repo's receipts stay.
     (tmp_path / "saved" / "notes.txt").write_text("mine")
     assert main(["push", str(tmp_path / "saved"), REPO]) == 0

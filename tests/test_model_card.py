@@ -90,11 +90,10 @@ def test_snippets_of_the_card_run(run, tmp_path, monkeypatch):
     assert stranger.returncode == 0, stranger.stderr[-2000:]
     assert 0 <= float(stranger.stdout.strip()) <= 1
     assert Image.open(tmp_path / "mask.png").size == (50, 40)
-    (tmp_path / "mask.png").unlink()
     command = re.search(r"^tamiseg (predict picture.png .*)$", card, re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(command[1])) == 0
-    assert (tmp_path / "mask.png").is_file()
+    assert (tmp_path / "found.png").is_file()
 
 
 def with_test_split(result) -> list[dict]:
