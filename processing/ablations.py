@@ -22,9 +22,11 @@ EXPLANATION = """\
 Dice in %, the mean over seeds and in brackets the lowest and the highest. "Its own sentence" is the arm by which a
 model was chosen; for one that never saw a sentence, it is none. Differences are to the variant that is named, in
 points of Dice per image over the same test cases and seeds, seeds averaged case by case; their 95 % intervals are
-drawn over patients, as is p (Wilcoxon signed-rank, corrected by Holm within the table) and the effect size d (mean
-over standard deviation of the patients' differences). So they say how these seeds' models differ on other patients;
-what other seeds would do, the column of single seeds hints at. GFLOPs are of one picture, its sentence read before;
+drawn over patients, as is p (Wilcoxon signed-rank, corrected by Holm within each column of a table) and the effect
+size d (mean over standard deviation of the patients' differences). So they say how these seeds' models differ on other
+patients; what other seeds would do, the column of single seeds hints at. The lines below a table speak of the case's
+own sentence: "better" or "worse" where p is below 0.05, the interval leaves 0 out and all seeds agree on the sign; "no
+difference shown" where p or the interval does not allow more. GFLOPs are of one picture, its sentence read before;
 parameters without the text encoder. Where shares of the masks are compared, the band of a curve is the 95 % interval
 over patients of the seeds' mean, and each dot a seed."""
 
