@@ -69,7 +69,7 @@ def test_numbers_by_hand():
         {"size": {"shortest_edge": 16}},
         {"do_resize": False},
         {"size": {"height": 9, "width": 9}, "do_center_crop": True, "crop_size": {"height": 6, "width": 11}},
-        {"size": {"height": 30, "width": 30}, "do_rescale": False},
+        {"size": {"height": 30, "width": 30}, "do_rescale": False, "do_normalize": False},
         {"size": {"height": 30, "width": 30}, "do_normalize": False},
         {"size": {"height": 30, "width": 30}, "image_mean": 0.5, "image_std": 0.25},
     ],
@@ -367,9 +367,12 @@ KEYWORDS = {
 
 
 @pytest.mark.parametrize("keyword", KEYWORDS)
-def test_keywords_by_constructor_and_by_call(processor, keyword, tmp_path):
+def test_keywords_by_constructor_and_by_call(keyword, tmp_path):
     value = KEYWORDS[keyword]
-    built = TAMISegImageProcessor(**{"size": {"height": 16, "width": 24}, keyword: value})
+    # Only what is not normalised may stay unscaled.
+    options = {"size": {"height": 16, "width": 24}, "do_normalize": keyword != "do_rescale"}
+    processor = TAMISegImageProcessor(**options)
+    built = TAMISegImageProcessor(**options | {keyword: value})
     mask = blob() * (3 if keyword == "num_labels" else 1)
     by_constructor = built(noise(), mask, return_tensors="pt")
     by_call = processor(noise(), mask, return_tensors="pt", **{keyword: value})
@@ -382,6 +385,15 @@ def test_keywords_by_constructor_and_by_call(processor, keyword, tmp_path):
     loaded = TAMISegImageProcessor.from_pretrained(tmp_path)
     assert loaded.to_dict() == built.to_dict()
     assert torch.equal(loaded(noise(), mask, return_tensors="pt").pixel_values, by_call.pixel_values)
+
+
+@pytest.mark.parametrize("picture", [noise(), noise() / 255, noise().astype(np.uint16) * 200])
+def test_values_of_0_to_255_are_not_normalised_unscaled(processor, picture):
+    with pytest.raises(ValueError, match="leave do_rescale at True"):
+        processor(picture, do_rescale=False)
+    with pytest.raises(ValueError, match="leave do_rescale at True"):
+        TAMISegImageProcessor(do_rescale=False)(picture)
+    assert np.max(processor(picture, return_tensors="np").pixel_values) < 3
 
 
 def test_instances_do_not_share_settings():

@@ -45,7 +45,7 @@ class TAMISegImageProcessor(PilBackend):
     annotators save them, as PIL images, numpy arrays, torch tensors or paths of files.
 
     Every picture is brought to 8-bit RGB first, so `rescale_factor` always meets values in [0, 255], also where the
-    input was a float array in [0, 1].
+    input was a float array in [0, 1]. So `do_rescale=False` is refused where `do_normalize` is on.
     """
 
     valid_kwargs = TAMISegImageProcessorKwargs
@@ -170,18 +170,24 @@ class TAMISegImageProcessor(PilBackend):
             neighbour, never rescaled; what padding or a wide crop adds is 255, to be ignored.
 
         Raises:
-            ValueError: as the two loaders, or if masks and pictures differ in number or size.
+            ValueError: as the two loaders, if masks and pictures differ in number or size, or if values in [0, 255]
+                would be normalised without being rescaled.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, do_convert_rgb, input_data_format, num_labels, return_tensors, **kwargs
     ) -> BatchFeature:
+        if kwargs["do_normalize"] and not kwargs["do_rescale"]:
+            raise ValueError(
+                "do_rescale is False, but every picture is brought to values of 0 to 255 before it is normalised, "
+                "floats in [0, 1] too: leave do_rescale at True."
+            )
         pictures = [self._load_8_bit(image, input_data_format, do_convert_rgb) for image in _as_list(images)]
         if not pictures:
             raise ValueError("there is no picture in the batch: give at least one.")
         geometry = kwargs
-        if kwargs["do_rescale"] and kwargs["do_normalize"] and not kwargs["do_pad"]:
+        if kwargs["do_normalize"] and not kwargs["do_pad"]:
             # (x * factor - mean) / std in one pass over the pixels instead of two.
             factor = kwargs["rescale_factor"]
             mean, std = (np.asarray(kwargs[key], dtype=np.float64) / factor for key in ("image_mean", "image_std"))
