@@ -3,6 +3,7 @@
 """Image processor and tokenizer as one: pictures, sentences and masks in, the model's inputs out."""
 
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from transformers.feature_extraction_utils import BatchFeature
@@ -51,8 +52,8 @@ class TAMISegProcessor(ProcessorMixin):
         Args:
             images: one picture or a batch, see [`TAMISegImageProcessor.preprocess`].
             text: a sentence for every picture, one sentence (or None) per picture, or a list of sentences per picture
-                (of any length each), which the model answers in one pass per picture. May come without pictures, for
-                text features that are computed once.
+                (of any length each), which the model answers in one pass per picture. NaN, an empty cell of a table,
+                is no sentence. May come without pictures, for text features that are computed once.
             segmentation_maps: one mask per picture.
             **kwargs: keywords of the image processor and of the tokenizer. `truncation=False` refuses a sentence that
                 the text encoder cannot take whole; otherwise it is cut, with a warning.
@@ -61,7 +62,8 @@ class TAMISegProcessor(ProcessorMixin):
             With pictures `pixel_values` float32 `(B, 3, H, W)`, with masks `labels` int64 `(B, H, W)`, and unless all
             sentences are blank `input_ids` and `attention_mask` int64 `(B, sequence_length)`. The mask's row is all
             zeros where a sentence is blank: the model puts its null prompt there. With a list of sentences per picture
-            their rows follow one another, and `image_indices` int64 `(sentences,)` says whose they are.
+            their rows follow one another, `image_indices` int64 `(sentences,)` says whose they are, and `labels`
+            `(sentences, H, W)` hold the picture's mask for each.
 
         Raises:
             ValueError: if pictures, sentences and masks differ in number, or a sentence is too long and must not be
@@ -80,7 +82,7 @@ class TAMISegProcessor(ProcessorMixin):
             data.update(self.image_processor(images, segmentation_maps, **options["images_kwargs"]))
         if text is not None:
             count = len(data["pixel_values"]) if data else 1
-            sentences = [text] * count if isinstance(text, str) else list(text)
+            sentences = list(text) if isinstance(text, Iterable) and not isinstance(text, str) else [text] * count
             if data and len(sentences) != count:
                 raise ValueError(
                     f"{len(sentences)} sentences for {count} pictures: give one for each (None where there is none), "
@@ -88,10 +90,12 @@ class TAMISegProcessor(ProcessorMixin):
                 )
             if any(isinstance(sentence, (list, tuple)) for sentence in sentences):
                 asked = [list(s) if isinstance(s, (list, tuple)) else [s] for s in sentences]
-                data["image_indices"] = [index for index, some in enumerate(asked) for _ in some]
+                owners = data["image_indices"] = [index for index, some in enumerate(asked) for _ in some]
                 sentences = [sentence for some in asked for sentence in some]
                 if not sentences:
                     raise ValueError("the lists of sentences are all empty: give at least one sentence, or None.")
+                if (labels := data.get("labels")) is not None:  # a list, where no tensors were asked for
+                    data["labels"] = [labels[i] for i in owners] if isinstance(labels, list) else labels[owners]
             data.update(self._encode([normalize_prompt(sentence) for sentence in sentences], **options["text_kwargs"]))
         return BatchFeature(data, tensor_type=return_tensors)
 

@@ -70,7 +70,7 @@ def test_blank_sentences(processor):
     out = processor([image()] * 4, ["the  lesion\n", None, "  ", "left"], return_tensors="pt")
     assert out.attention_mask.tolist() == [[1, 1, 1, 1], [0] * 4, [0] * 4, [1, 1, 1, 0]]
     assert out.input_ids[0].tolist() == [2, 4, 8, 3]
-    for blank in ("", "  ", [None], [""]):
+    for blank in ("", "  ", [None], [""], float("nan"), [float("nan")]):
         assert list(processor(image(), blank, return_tensors="pt").keys()) == ["pixel_values"]
     assert list(processor([image()] * 2, [None, " "]).keys()) == ["pixel_values"]
 
@@ -92,6 +92,16 @@ def test_several_sentences_per_picture(processor):
         processor([image()], [[]])
 
 
+@pytest.mark.parametrize("return_tensors", [None, "np", "pt"])
+def test_each_sentence_goes_with_the_mask_of_its_picture(processor, return_tensors):
+    masks = [Image.new("L", (20, 12), value) for value in (0, 255)]
+    text = [["the lesion", "left"], ["right"]]
+    out = processor([image(), image(1)], text, masks, return_tensors=return_tensors)
+    assert [int(np.asarray(labels).max()) for labels in out.labels] == [0, 0, 1] and len(out.input_ids) == 3
+    out = processor([image(), image(1)], [[], ["left", None]], masks, return_tensors=return_tensors)
+    assert [int(np.asarray(labels).max()) for labels in out.labels] == [1, 1] and len(out.pixel_values) == 2
+
+
 def test_text_alone(processor):
     assert processor(text="the lesion")["input_ids"] == [[2, 4, 8, 3]]
     out = processor(text=["the lesion", None, "left"], return_tensors="np")
@@ -108,8 +118,9 @@ def test_refused(processor):
         processor()
     with pytest.raises(ValueError, match="no pictures"):
         processor(text="left", segmentation_maps=Image.new("L", (4, 4)))
-    with pytest.raises(ValueError):
-        processor(image(), [3])
+    for number in (3, [3]):
+        with pytest.raises(ValueError, match="turn 3"):
+            processor(image(), number)
 
 
 def test_no_silent_truncation(processor):
