@@ -6,13 +6,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import AutoModel, BertConfig, ConvNextConfig, MobileNetV2Config, ResNetConfig, ViTConfig
+from transformers import (
+    AutoModel,
+    BertConfig,
+    ConvNextConfig,
+    MobileNetV2Config,
+    ResNetConfig,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+)
 
 from modeling_tamiseg import (
     SemanticDistiller,
     TAMISegConfig,
     TAMISegForConsistencyPretraining,
     TAMISegForImageSegmentation,
+    TAMISegImageSegmentationOutput,
     TextCache,
 )
 from modeling_tamiseg.decoder import convolve_upsampled, upsample
@@ -253,6 +263,11 @@ def test_tiles_give_what_the_whole_picture_gives():
     assert (unaware[..., 300:] - whole[..., 1100:]).abs().max() > 1e-3
     with pytest.raises(ValueError, match="less than half"):
         model.segment_in_tiles(pixel_values, tile_size=64, overlap=32)
+    with pytest.raises(ValueError, match="^tile_size is 32, too small .* more than 32, or an overlap of 0"):
+        model.segment_in_tiles(pixel_values[..., :100], tile_size=32)
+    for overlap in ({}, {"overlap": 0}):
+        size = 33 if not overlap else 16
+        assert model.segment_in_tiles(pixel_values[..., :100], size, **overlap).logits.shape == (1, 2, 90, 100)
 
 
 @torch.no_grad()
@@ -279,7 +294,7 @@ def test_tiles_shrink_to_the_memory_that_is_given(monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [(33, 47), (47, 4096), (4096, 4096)])
+@pytest.mark.parametrize("size", [(16, 9), (33, 47), (47, 4096), (4096, 4096)])
 def test_any_size_fits_a_memory(size):
     vision = {**RESNET, "embedding_size": 4, "hidden_sizes": [4, 4, 8]}  # as quick as can be
     model = tiny_model(vision=vision, hidden_size=4, num_attention_heads=1, dilations=[1, 2]).fuse_for_inference()
@@ -377,6 +392,26 @@ def test_impossible_choices_are_refused_with_the_repair(kwargs, sentence):
     # transformers wraps what a validator says into an error class of its own.
     with pytest.raises((ValueError, StrictDataclassClassValidationError), match=sentence):
         tiny_config(**kwargs)
+
+
+@pytest.mark.parametrize("model_class", [TAMISegForImageSegmentation, TAMISegForConsistencyPretraining])
+def test_choices_that_became_impossible_are_refused_at_loading(model_class, tmp_path):
+    model_class(tiny_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="^hidden_size is 63, but .*: take 64"):
+        model_class.from_pretrained(tmp_path, hidden_size=63, ignore_mismatched_sizes=True)
+    assert model_class.from_pretrained(tmp_path, hidden_size=32, ignore_mismatched_sizes=True).config.hidden_size == 32
+
+
+def test_trainer_predicts_logits_alone(tmp_path):
+    rows = [
+        {"pixel_values": torch.randn(3, 32, 32), "input_ids": row, "labels": torch.ones(32, 32, dtype=torch.long)}
+        for row in sentences(3)
+    ]
+    arguments = TrainingArguments(tmp_path, per_device_eval_batch_size=2, use_cpu=True, report_to="none")
+    predicted = Trainer(tiny_model(), arguments).predict(rows)
+    assert predicted.predictions.shape == (3, 2, 32, 32) and predicted.label_ids.shape == (3, 32, 32)
+    shown = {"logits", "loss"} | set(TAMISegConfig.keys_to_ignore_at_inference)
+    assert set(TAMISegImageSegmentationOutput.__dataclass_fields__) == shown
 
 
 def test_wrong_strides_are_refused():

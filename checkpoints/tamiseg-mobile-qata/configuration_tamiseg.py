@@ -72,6 +72,8 @@ class TAMISegConfig(PreTrainedConfig):
 
     model_type = "tamiseg"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+    # Else `Trainer.predict` would gather every feature map, and pad `image_indices` as if it were logits.
+    keys_to_ignore_at_inference = ["vision_hidden_states", "text_hidden_states", "image_indices", "cross_attentions"]
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

@@ -54,6 +54,10 @@ class TAMISegPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _is_fused = False
 
+    def __init__(self, config: TAMISegConfig, *inputs, **kwargs):
+        config.validate_architecture()  # `from_pretrained` changes fields of a config that was valid
+        super().__init__(config, *inputs, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -281,7 +285,8 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
             The output of [`forward`] with `logits` alone.
 
         Raises:
-            ValueError: if the overlap is no less than half a tile, or `max_memory` is too little for any tile.
+            ValueError: if the overlap is no less than half a tile, the tile is too small for any, or `max_memory` is
+                too little for any tile.
         """
         if input_ids is not None:
             masks = {key: text.get(key) for key in ("attention_mask", "token_type_ids")}
@@ -298,7 +303,6 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
             whole += padded.nbytes if padded is not pixel_values else 0
             bytes_per_pixel = memory.peak / probe[0, 0].numel()
             tile_size = tile_within(max_memory - whole, bytes_per_pixel, tile_size, max(size), stride)
-        overlap = tile_size // 4 if overlap is None else overlap
         for rows, columns, weight in tiles(size, tile_size, overlap, stride):
             region = (
                 rows.start / size[0],

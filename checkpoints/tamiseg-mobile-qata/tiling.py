@@ -19,16 +19,26 @@ SLACK, SPARE = 1.2, 48 * 2**20
 
 
 def tiles(
-    size: tuple[int, int], tile_size: int, overlap: int, stride: int
+    size: tuple[int, int], tile_size: int, overlap: int | None, stride: int
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
     """Rows, columns and weights `(height, width)` of the tiles of a picture of `size`, a multiple of `stride`.
 
     Tiles begin and end on the stride, so that every cell of every map is the one that the whole picture has. Weights
     fall linearly over the overlap towards a cut, and stay 1 at the picture's own border.
 
+    Args:
+        overlap: None for a quarter of a tile.
+
     Raises:
-        ValueError: if the overlap is no less than half a tile.
+        ValueError: if the overlap is no less than half a tile, or the tile too small for a quarter of it.
     """
+    if overlap is None:
+        overlap = tile_size // 4 if tile_size > 2 * stride else 0
+        if overlap == 0 and tile_size < max(size):
+            raise ValueError(
+                f"tile_size is {tile_size}, too small for tiles that overlap by a stride of {stride} pixels: give "
+                f"more than {2 * stride}, or an overlap of 0."
+            )
     tile_size, overlap = (-(-pixels // stride) * stride for pixels in (tile_size, overlap))
     if not 0 <= overlap < tile_size / 2:
         raise ValueError(f"an overlap of {overlap} pixels is too much for tiles of {tile_size}: give less than half.")
