@@ -35,9 +35,10 @@ with torch.no_grad():
 segment = pipeline("image-segmentation", model=folder, trust_remote_code=True)
 found = segment(image, text="left lung")
 live = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True)
-model.save_pretrained(folder + "/again")
-processor.save_pretrained(folder + "/again")
+segment.save_pretrained(folder + "/again")
 again = AutoModel.from_pretrained(folder + "/again", trust_remote_code=True).eval()
+segment = pipeline("image-segmentation", model=folder + "/again", trust_remote_code=True)
+assert segment(image, text="left lung") == found
 print(json.dumps({"sum": logits.double().sum().item(), "mask": list(found[0]["mask"].size), "label": found[0]["label"],
                   "live": type(live).__name__, "same": all(torch.equal(a, b) for a, b in
                   zip(model.state_dict().values(), again.state_dict().values()))}))

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline: what people type, with the real model at toy size."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, PreTrainedTokenizerFast, ResNetConfig
+from transformers import BertConfig, PreTrainedTokenizerFast, ResNetConfig, pipeline
 
 from modeling_tamiseg import TAMISegConfig, TAMISegForImageSegmentation
 from processing.image_processing_tamiseg import TAMISegImageProcessor
@@ -149,12 +150,34 @@ def test_refused(pipe):
         pipe([image()] * 3, text=["left", "right"])
     with pytest.raises(ValueError, match="2 sentences"):
         pipe(image(), text=["left", "right"])
+    for asked in (
+        lambda: pipe([image()], text=[["left", "right"]]),
+        lambda: pipe({"image": image(), "text": ("a", "b")}),
+    ):
+        with pytest.raises(ValueError, match="one sentence per picture, not 2: give several to the processor"):
+            asked()
     with pytest.raises(ValueError, match="no picture"):
         pipe({"text": "left"})
     with pytest.raises(ValueError, match="threshold"):
         pipe(image(), threshold=2)
     with pytest.raises(FileNotFoundError, match="nowhere.png"):
         pipe("nowhere.png")
+
+
+def test_save_and_load(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    pipe.save_pretrained(tmp_path / "saved")
+    loaded = pipeline("image-segmentation", model=str(tmp_path / "saved"), trust_remote_code=True, device="cpu")
+    assert same(loaded(image(), text="the lesion"), pipe(image(), text="the lesion"))
+    assert loaded.processor.image_processor.to_dict() == pipe.processor.image_processor.to_dict()
+
+
+def test_fused_models(pipe):
+    model = copy.deepcopy(pipe.model).fuse_for_inference()
+    fused = TAMISegPipeline(model=model, processor=pipe.processor)
+    assert same(fused(image(), text="the lesion"), pipe(image(), text="the lesion"))
+    with pytest.raises(ValueError, match="fused for inference"):
+        fused.save_pretrained("nowhere")
 
 
 def test_several_classes():

@@ -35,7 +35,8 @@ class TAMISegPipeline(Pipeline):
         Args:
             inputs: a picture (path, PIL image or array), a dict `{"image": ..., "text": ...}`, or a list, generator
                 or dataset of either.
-            text: what to look for: one sentence for all, or with a list of pictures one (or None) for each.
+            text: what to look for: one sentence for all, or with a list of pictures one (or None) for each. Several
+                about one picture are for the processor and the model.
             threshold (`float`, *optional*): least probability that counts as found, in [0, 1]; two classes only.
             batch_size (`int`, *optional*): how many pictures go through the model together.
 
@@ -45,7 +46,7 @@ class TAMISegPipeline(Pipeline):
             the upright picture's size) and `score` (mean probability inside the mask, 0.0 where it is empty).
 
         Raises:
-            ValueError: if pictures and sentences differ in number, or a picture cannot be used.
+            ValueError: if pictures and sentences differ in number, a picture is asked several, or cannot be used.
         """
         if isinstance(inputs, tuple):
             inputs = list(inputs)
@@ -56,6 +57,16 @@ class TAMISegPipeline(Pipeline):
         elif text is not None:
             kwargs["text"] = text
         return super().__call__(inputs, **kwargs)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Saves model, processor and code, so that `pipeline("image-segmentation", model=save_directory,
+        trust_remote_code=True)` loads them; the library's own would leave the processor out.
+
+        Raises:
+            ValueError: as the model's.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
     def _sanitize_parameters(self, text: str | None = None, threshold: float | None = None):
         return (
@@ -68,11 +79,17 @@ class TAMISegPipeline(Pipeline):
         row = inputs if isinstance(inputs, dict) else {"image": inputs}
         if "image" not in row:
             raise ValueError(f"a row with {sorted(row)} has no picture: give a dict with 'image' and 'text'.")
+        sentence = row.get("text", text)
+        if isinstance(sentence, (list, tuple)):
+            raise ValueError(
+                f"the pipeline takes one sentence per picture, not {len(sentence)}: give several to the processor and "
+                "the model, or the picture once for each."
+            )
         image = self.processor.image_processor.load_image(row["image"])
         return {
             "pixel_values": self.processor(images=image, return_tensors="pt")["pixel_values"].to(self.dtype),
             "target_size": torch.tensor([[image.height, image.width]]),
-            "text": normalize_prompt(row.get("text", text)),
+            "text": normalize_prompt(sentence),
         }
 
     def _forward(self, model_inputs: dict) -> dict:
