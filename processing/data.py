@@ -55,8 +55,9 @@ def load_rows(source: str, split: str, *, max_rows: int | None = None, seed: int
 
     Returns:
         A `datasets.Dataset` (a list for "builtin") with the columns `image` and `mask` (decoded at access), `prompt`,
-        `name` and `patient_id`. `prompt` and `patient_id` are None where unknown; `name` is the image file's stem
-        where the source keeps file names, otherwise "<split>/<index>".
+        `name` and `patient_id`. `prompt` and `patient_id` are None where unknown; `name` is, where the source does not
+        give it, the image file's stem, or "<split>/<index>" if file names are not kept either. `patient_id` is as it
+        is stored: `read_row` and `column` read blank and NaN as unknown too.
 
     Raises:
         ValueError, FileNotFoundError: the source, the split, a column or a mask is missing. A picture that cannot be
@@ -93,7 +94,6 @@ def stream_rows(source: str, split: str):
     Raises:
         ValueError, FileNotFoundError: the source, the split or a column is missing, or it cannot be streamed.
     """
-    from datasets import Image as ImageFeature
     from datasets import load_dataset
 
     folder = Path(source).expanduser()
@@ -112,9 +112,7 @@ def stream_rows(source: str, split: str):
         rows = _load_hub(source, split, streaming=True)
         known = (rows.info.splits or {}).get(str(rows.split))
         num_rows = known.num_examples if known else None
-    rows = _with_our_names(rows, source)
-    for column in ("image", "mask"):
-        rows = rows.cast_column(column, ImageFeature(decode=False))
+    rows = _encoded(_with_our_names(rows, source), "image", "mask")
     return rows.select_columns([column for column in COLUMNS if column in rows.column_names]), num_rows
 
 
@@ -137,19 +135,18 @@ def read_row(rows: Sequence[dict], index: int) -> dict:
             f"Row {index} ('{name}') has an image or a mask that is not there or cannot be decoded: replace it or "
             "drop the row."
         ) from error
-    name = str(row.get("name", index))
+    name = _text(row.get("name")) or str(index)
     for column in ("image", "mask"):
         if row.get(column) is None:
             raise ValueError(
                 f"Row {index} ('{name}') has no {column}: add it or drop the row (an all-zero mask says 'no finding')."
             )
-    patient_id = row.get("patient_id")
     return {
         "image": row["image"],
         "mask": row["mask"],
         "prompt": _prompt(row.get("prompt"), f"Row {index} ('{name}')"),
         "name": name,
-        "patient_id": None if patient_id is None else str(patient_id),
+        "patient_id": _text(row.get("patient_id")),
     }
 
 
@@ -185,6 +182,8 @@ def limit_labels(
 ) -> tuple[Sequence[dict], np.ndarray]:
     """Lets only a share of the rows show their masks, as where experts' time is short.
 
+    Whole pictures are drawn: the rows that ask about one, each with its own mask, are labelled together or not at all,
+    since the masks of some would tell those of the others. So the share may be passed by the last picture's rows.
     A smaller budget's labelled rows are among those of a larger one. They come several times, each time as a view of
     its own: without the unlabelled rows, until there are as many rows as before; with them, until about every second
     row is a labelled one. So a pass is never too short to be worth a validation.
@@ -198,22 +197,29 @@ def limit_labels(
     Returns:
         The rows of a pass, and a bool array of the same length that says which are labelled.
     """
-    order = np.random.default_rng(seed).permutation(len(rows))
+    numbers: dict[bytes, int] = {}
+    images = _encoded(rows.select_columns("image"), "image") if _is_dataset(rows) else rows
+    contents = (_content(row["image"]) for row in images)
+    pictures = [numbers.setdefault(hashlib.sha256(content).digest(), len(numbers)) for content in contents]
+    turns = np.argsort(np.random.default_rng(seed).permutation(len(numbers)))[pictures]  # of each row's picture
     count = max(1, round(budget * len(rows)))
-    labelled, rest = np.sort(order[:count]), np.sort(order[count:]) if keep_unlabelled else order[:0]
-    wanted = max(count, len(rest) if keep_unlabelled else len(rows))
+    shown = turns <= np.sort(turns)[count - 1]
+    labelled, rest = np.flatnonzero(shown), np.flatnonzero(~shown & keep_unlabelled)
+    wanted = max(len(labelled), len(rest) if keep_unlabelled else len(rows))
     picked = np.concatenate([np.resize(labelled, wanted), rest])
     chosen = rows.select(picked) if _is_dataset(rows) else [rows[index] for index in picked]
     return chosen, np.arange(len(picked)) < wanted
 
 
 def column(rows: Sequence[dict], name: str) -> list:
-    """One column of the rows, without decoding the others."""
+    """One column of the rows, without decoding the others; unknown patients are None, as in `read_row`."""
     if isinstance(rows, list):
-        return [row[name] for row in rows]
-    if name not in rows.column_names:  # only a stream may lack one
-        return []
-    return list(rows.select_columns(name)[name])
+        values = [row[name] for row in rows]
+    elif name in rows.column_names:
+        values = list(rows.select_columns(name)[name])
+    else:  # only a stream may lack one
+        values = []
+    return [_text(value) for value in values] if name == "patient_id" else values
 
 
 def fingerprint(rows: Sequence[dict]) -> str:
@@ -222,20 +228,11 @@ def fingerprint(rows: Sequence[dict]) -> str:
     Files are hashed as they are encoded, which is quick and does not depend on the decoder's version; drawn pictures
     are hashed by their pixels. So the same pictures in another file format have another fingerprint.
     """
-    if _is_dataset(rows):
-        from datasets import Image as ImageFeature
-
-        for column in ("image", "mask"):
-            rows = rows.cast_column(column, ImageFeature(decode=False))
     digest = hashlib.sha256()
-    for row in rows:
+    for row in _encoded(rows, "image", "mask") if _is_dataset(rows) else rows:
         digest.update(json.dumps([row.get("name"), row.get("prompt"), row.get("patient_id")]).encode())
         for column in ("image", "mask"):
-            picture = row[column]
-            if isinstance(picture, Image.Image):
-                content = f"{picture.mode} {picture.size}".encode() + picture.tobytes()
-            else:
-                content = _read_file(picture["path"]) if picture["bytes"] is None else picture["bytes"]
+            content = _content(row[column])
             # The length keeps two neighbouring pictures from being cut at another place into the same bytes.
             digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
@@ -404,14 +401,14 @@ class StreamedSegmentationDataset(_Items, torch.utils.data.IterableDataset):
             if row is None:
                 return
             pictures = {column: row.get(column) or {} for column in ("image", "mask")}
-            name = row.get("name") or PurePath(pictures["image"].get("path") or "unnamed").stem
+            name = _text(row.get("name")) or PurePath(pictures["image"].get("path") or "unnamed").stem
             where = f"The row '{name}'"
             for column, picture in pictures.items():
                 row[column] = _decode(
                     picture, f"{where} has no {column} that can be decoded: replace it or drop the row."
                 )
             row |= {"name": name, "prompt": _prompt(row.get("prompt"), where)}
-            row["patient_id"] = None if row.get("patient_id") is None else str(row["patient_id"])
+            row["patient_id"] = _text(row.get("patient_id"))
             image, mask = self._resize(*decode_pair(row, where, self.image_processor))
             yield self._make(row, image, mask, zlib.crc32(pictures["image"]["bytes"]))
 
@@ -525,9 +522,8 @@ def _load_image_folder(folder: Path, split: str):
                 )
             table[column].append(str(path))
         table["prompt"].append(_prompt(entry.get("prompt", entry.get("text")), where))
-        table["name"].append(str(entry.get("name") or PurePath(image_name).with_suffix("")))
-        patient_id = entry.get("patient_id")
-        table["patient_id"].append(None if patient_id is None else str(patient_id))
+        table["name"].append(_text(entry.get("name")) or str(PurePath(image_name).with_suffix("")))
+        table["patient_id"].append(_text(entry.get("patient_id")))
     features = {column: ImageFeature() if column in ("image", "mask") else Value("string") for column in COLUMNS}
     return Dataset.from_dict(table, features=Features(features))
 
@@ -602,11 +598,7 @@ def _with_our_columns(rows, split: str, source: str):
                 f"{len(empty)} of {len(rows)} rows of split '{split}' of '{source}' have no {column}, the first is "
                 f"row {empty[0]}: add it or drop the row (an all-zero mask says 'no finding')."
             )
-    if "name" not in rows.column_names:
-        paths = encoded["image"]["image.path"].to_pylist()
-        names = [PurePath(path).stem if path else f"{split}/{index}" for index, path in enumerate(paths)]
-        rows = rows.add_column("name", names)
-    for column in ("prompt", "patient_id"):
+    for column in ("name", "prompt", "patient_id"):
         if column not in rows.column_names:
             rows = rows.add_column(column, [None] * len(rows), feature=Value("string"))
     for column in ("name", "patient_id"):
@@ -614,6 +606,12 @@ def _with_our_columns(rows, split: str, source: str):
             raise ValueError(
                 f"The {column} column of '{source}' holds {rows.features[column]}, not text: give it as strings."
             )
+    names = [_text(name) for name in rows.select_columns("name")["name"][:]]
+    if None in names:
+        paths = encoded["image"]["image.path"].to_pylist()
+        spare = [PurePath(path).stem if path else f"{split}/{index}" for index, path in enumerate(paths)]
+        names = [name or instead for name, instead in zip(names, spare, strict=True)]
+        rows = rows.remove_columns("name").add_column("name", names)
     return rows.select_columns(list(COLUMNS))
 
 
@@ -627,6 +625,22 @@ def _decode(picture: dict, sentence: str) -> Image.Image:
     return decoded
 
 
+def _encoded(rows, *columns: str):
+    """A data set whose pictures in these columns come as {"bytes", "path"}."""
+    from datasets import Image as ImageFeature
+
+    for column in columns:
+        rows = rows.cast_column(column, ImageFeature(decode=False))
+    return rows
+
+
+def _content(picture: Image.Image | dict) -> bytes:
+    """A picture's file, or the pixels of one that was drawn."""
+    if isinstance(picture, Image.Image):
+        return f"{picture.mode} {picture.size}".encode() + picture.tobytes()
+    return _read_file(picture["path"]) if picture["bytes"] is None else picture["bytes"]
+
+
 def _read_file(path: str) -> bytes:
     if not os.path.isfile(path):  # a device has no end
         raise ValueError(f"there is no file '{path}': restore it or drop its row.")
@@ -638,6 +652,11 @@ def _prompt(value, where: str) -> str | None:
         return normalize_prompt(value)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _text(value) -> str | None:
+    """A cell as text, None where it is empty: None, NaN or blank."""
+    return None if value is None or value != value or not str(value).strip() else str(value)
 
 
 def _is_dataset(rows) -> bool:

@@ -20,6 +20,7 @@ from processing.data import (
     SegmentationDataset,
     StreamedSegmentationDataset,
     collate,
+    column,
     fingerprint,
     limit_labels,
     load_rows,
@@ -215,6 +216,56 @@ def test_fingerprint_follows_the_content(tmp_path):
     drawn[1]["prompt"] = "left 1"
     drawn[1]["mask"].putpixel((0, 0), 255)
     assert fingerprint(drawn) != before
+
+
+def test_fingerprint_stays_what_it_was():
+    """Kept results name it: it must not change with the code."""
+    pictures = {key: [{"bytes": key.encode(), "path": None}] * 3 for key in ("image", "mask")}
+    texts = {"prompt": ["left", None, ""], "name": ["a", "b", "c"], "patient_id": ["p1", " p1", None]}
+    features = {key: datasets.Image() for key in pictures} | {key: datasets.Value("string") for key in texts}
+    rows = datasets.Dataset.from_dict(pictures | texts, features=datasets.Features(features))
+    assert fingerprint(rows) == "81a89171afe7f7963dd4c803f9424a107e3420dbf58a3e97ee194f2868e8433e"
+    last = rows.select([2])  # a stream may lack what nobody knows
+    assert fingerprint(last.remove_columns("patient_id").to_iterable_dataset()) == fingerprint(last)
+
+
+UNKNOWN = [["p1", "", "  ", None], [1.0, np.nan, np.nan, None]]
+
+
+@pytest.mark.parametrize("patients", UNKNOWN)
+def test_blank_patients_are_unknown(tmp_path, patients):
+    source = write_parquet(tmp_path / "p", "train", table(4, patient_id=patients))
+    rows, expected = load_rows(source, "train"), [str(patients[0]), None, None, None]
+    assert [read_row(rows, index)["patient_id"] for index in range(4)] == column(rows, "patient_id") == expected
+    drawn = [{**row, "patient_id": patient} for row, patient in zip(drawn_rows(4), patients, strict=True)]
+    assert [read_row(drawn, index)["patient_id"] for index in range(4)] == column(drawn, "patient_id") == expected
+    stream, _ = stream_rows(source, "train")
+    streamed = StreamedSegmentationDataset(stream, processor(), buffer_size=0)
+    assert [item["patient_id"] for item in streamed] == column(stream, "patient_id") == expected
+    entries = write_image_folder(tmp_path / "f")
+    write_metadata(tmp_path / "f", [{**e, "patient_id": p} for e, p in zip(entries, patients, strict=True)])
+    assert column(load_rows(str(tmp_path / "f"), "train"), "patient_id") == expected
+
+
+@pytest.mark.parametrize("names", [["one", "", " ", None], [1.0, np.nan, np.nan, None], [None] * 4])
+def test_missing_names_are_those_of_the_files(tmp_path, names):
+    first = "scan_0" if names[0] is None else str(names[0])
+    source = write_parquet(tmp_path / "p", "train", table(4, name=names))
+    rows, expected = load_rows(source, "train"), [first, "scan_1", "scan_2", "scan_3"]
+    assert [read_row(rows, index)["name"] for index in range(4)] == column(rows, "name") == expected
+    stream, _ = stream_rows(source, "train")
+    assert [item["name"] for item in StreamedSegmentationDataset(stream, processor(), buffer_size=0)] == expected
+    drawn = [{**row, "name": name} for row, name in zip(drawn_rows(4), names, strict=True)]
+    assert read_row(drawn, 3)["name"] == "3"
+    nameless = table(4, name=names).cast_column("image", datasets.Image(decode=False))
+    nameless = nameless.map(lambda row: {"image": {**row["image"], "path": None}}).cast_column(
+        "image", datasets.Image()
+    )
+    rows = load_rows(write_parquet(tmp_path / "n", "train", nameless), "train")
+    assert column(rows, "name")[1:] == ["train/1", "train/2", "train/3"]
+    entries = write_image_folder(tmp_path / "f")
+    write_metadata(tmp_path / "f", [{**entry, "name": name} for entry, name in zip(entries, names, strict=True)])
+    assert column(load_rows(str(tmp_path / "f"), "train"), "name") == expected
 
 
 # Mistakes
@@ -644,7 +695,7 @@ def test_cache_decodes_once_and_draws_anew():
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_few_labels(keep):
-    rows = [{**row, "name": str(i)} for i, row in enumerate(drawn_rows(1) * 20)]
+    rows = drawn_rows(20)
     few, labelled = limit_labels(rows, 0.1, seed=0, keep_unlabelled=keep)
     names = [row["name"] for row in few]
     known = {name for name, is_labelled in zip(names, labelled, strict=True) if is_labelled}
@@ -663,3 +714,37 @@ def test_few_labels(keep):
             assert (labels == 255).all() != labelled[index]
     first, again = (data[index]["pixel_values"] for index in np.flatnonzero(np.array(names) == names[0])[:2])
     assert not torch.equal(first, again)  # the same row, another view
+
+
+def test_few_labels_are_those_of_whole_pictures(tmp_path):
+    drawn = load_rows("builtin", "train")
+    write_image_folder(tmp_path / "f")
+    asked = [
+        {"image_file_name": f"scan_{i}.png", "mask_file_name": "masks/0.png", "name": f"{i}-{n}"}
+        for i in range(4)
+        for n in range(3)
+    ]
+    write_metadata(tmp_path / "f", asked)
+    kept = load_rows(str(tmp_path / "f"), "train")
+    kept.save_to_disk(tmp_path / "saved")
+    for rows in (drawn, kept, load_rows(str(tmp_path / "saved"), "train")):
+        for budget in (0.1, 0.5, 1.0):
+            few, labelled = limit_labels(rows, budget, seed=1, keep_unlabelled=True)
+            names = {True: set(), False: set()}
+            for name, is_labelled in zip(column(few, "name"), labelled, strict=True):
+                names[bool(is_labelled)].add(name)
+            known, unknown = ({name.rpartition("-")[0] for name in names[key]} for key in (True, False))
+            assert not known & unknown and len(names[True]) == 3 * len(known)
+            assert 0 <= len(names[True]) - round(budget * len(rows)) < 3
+            assert names[True] | names[False] == set(column(rows, "name"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("budget", [0.01, 0.1, 0.25, 1.0])
+def test_few_labels_of_one_row_per_picture_are_those_of_kept_results(budget, seed):
+    rows = drawn_rows(30)
+    order = np.random.default_rng(seed).permutation(len(rows))[: max(1, round(budget * len(rows)))]
+    for keep in (False, True):
+        few, labelled = limit_labels(rows, budget, seed, keep)
+        assert [row["name"] for row in few][: len(order)] == [f"n{index}" for index in np.sort(order)]
+        assert {row["name"] for row, one in zip(few, labelled, strict=True) if one} == {f"n{index}" for index in order}
