@@ -208,7 +208,7 @@ def pair_files(source: Source, problems: Problems, notes: list[str], named: Name
         notes.append(f"pictures with several masks: {len(several)} ({sum(several)} masks); the target is their union")
 
     said = _read_tables(source, key, problems)
-    listed = _read_lists(source)
+    listed = _read_lists(source, problems)
     for name in sorted((said.keys() | listed.keys()) - image_of.keys()):
         problems.add(WITHOUT_PICTURE, name)
     has_sentences = any(row.get("prompt") for row in said.values())
@@ -330,15 +330,23 @@ def _read_tables(source: Source, key, problems: Problems) -> dict[str, dict]:
     return said
 
 
-def _read_lists(source: Source) -> dict[str, str]:
-    """Name -> split, of text files such as train.txt that hold one name a line."""
+def _read_lists(source: Source, problems: Problems) -> dict[str, str]:
+    """Name -> split, of text files such as train.txt that hold one name a line. As with folders, a validation part may
+    be drawn from the training part."""
     listed: dict[str, str] = {}
     for path in source.paths:
         stem, extension = PurePosixPath(path).stem.lower(), PurePosixPath(path).suffix.lower()
         split = next((split for split, spellings in SPLIT_WORDS.items() if stem in spellings), None)
         if extension == ".txt" and split:
             for line in source.read(path).decode("utf-8-sig").split():
-                listed[_stem(line)] = split
+                name = _stem(line)
+                splits = {split, listed.get(name, split)}
+                if splits == {"train", "validation"}:
+                    listed[name] = "validation"
+                elif len(splits) > 1:
+                    problems.add("name in the lists of two splits", name)
+                else:
+                    listed[name] = split
     return listed
 
 

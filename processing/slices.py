@@ -101,7 +101,10 @@ def read_masks(
         return [MaskSlice(loader.load_mask(outlines), encode(outlines))]
     if path.lower().endswith((".nii", ".nii.gz", ".dcm")):
         volume = _dicom_values(content)[0] if path.lower().endswith(".dcm") else _read_nifti(path, content)[0]
-        masks = [loader.load_mask(np.asarray(values)) for values in (volume if volume.ndim == 3 else volume[None])]
+        slices = volume if volume.ndim == 3 else volume[None]
+        # All at once, as one tall picture: what 255 means depends on the values beside it.
+        ids = np.asarray(loader.load_mask(slices.reshape(-1, slices.shape[-1]))).reshape(slices.shape)
+        masks = [Image.fromarray(mask) for mask in ids]
         return [MaskSlice(mask, encode(mask)) for mask in masks]
     opened = open_picture(content)
     try:
@@ -168,16 +171,24 @@ def _grey_slice(values: np.ndarray, **known) -> Slice:
 def _read_dicom(content: bytes, window) -> list[Slice]:
     values, facts = _dicom_values(content)
     known = {"spacing": facts["spacing"]}
+    if facts["palette"]:
+        raise ValueError("holds numbers of colours in a palette: export it as RGB or as PNG")
     if facts["colour"]:  # ultrasound, endoscopy
         frames = values if values.ndim == 4 else values[None]
-        return [_grey_slice(frame.astype(np.uint8), **known) for frame in frames]
+        return [_grey_slice(_to_grey(_whole_bytes(frame), None), **known) for frame in frames]
     window = window or facts["window"]
     if window is None and facts["bits"] <= 8:
-        values = values.astype(np.uint8)
+        values = _whole_bytes(values)
     grey = _to_grey(values, window)
     if facts["inverted"]:
         grey = 255 - grey
     return [_grey_slice(frame, **known) for frame in (grey if grey.ndim == 3 else grey[None])]
+
+
+def _whole_bytes(values: np.ndarray) -> np.ndarray:
+    """As uint8 where nothing is lost by it; a rescaling may lead out of 8 bits, or between whole numbers."""
+    narrow = np.clip(values, 0, 255).astype(np.uint8)
+    return narrow if (narrow == values).all() else values
 
 
 def dicom_identity(content: bytes) -> tuple[str | None, str | None]:
@@ -219,6 +230,7 @@ def _dicom_values(content: bytes) -> tuple[np.ndarray, dict]:
             "window": (float(center[0]), float(width[0])) if center and width else None,
             "colour": header.get("SamplesPerPixel", 1) > 1,
             "bits": header.BitsStored,
+            "palette": header.PhotometricInterpretation == "PALETTE COLOR",
             "inverted": header.PhotometricInterpretation == "MONOCHROME1",  # its smallest value is white
         }
     except Exception as error:  # of damaged files: decoders raise whatever comes

@@ -283,6 +283,16 @@ def test_kvasir_among_other_sets(tmp_path):
     assert "4 files with names of another set were left out" in done["notes"]
 
 
+@pytest.mark.parametrize("spelling", ["dev", "val"])  # read before and after train.txt
+def test_validation_may_be_listed_out_of_train(tmp_path, spelling):
+    write_folder(tmp_path / "source", 6)
+    names = {"train": ["p0_0", "p0_1", "p0_2"], "test": ["p0_3", "p1_4", "p1_5"], spelling: ["p0_0"]}
+    for split, listed in names.items():
+        (tmp_path / "source" / f"{split}.txt").write_text("\n".join(listed))
+    prepare("folder", tmp_path / "source", tmp_path / "out")
+    assert [row["name"] for row in rows_of(tmp_path / "out")["validation"]] == ["p0_0"]
+
+
 def test_partial_takes_what_is_there(tmp_path):
     write_qata(tmp_path / "source")
     shutil.rmtree(tmp_path / "source" / "QaTa-COV19-v2" / "Test Set")
@@ -477,7 +487,9 @@ def test_split_by_look_keeps_alike_pictures_together(tmp_path):
 LOOKED_AT = ("patient", "picture", "near picture")
 
 
-def write_dicom(path: Path, hounsfield: np.ndarray, patient: str, window: tuple[int, int] | None) -> None:
+def write_dicom(
+    path: Path, hounsfield: np.ndarray, patient: str, window: tuple[int, int] | None, bits: int = 16, **fields
+) -> None:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -489,13 +501,15 @@ def write_dicom(path: Path, hounsfield: np.ndarray, patient: str, window: tuple[
     header.PatientID, header.StudyInstanceUID = patient, "1.2.3"
     header.Rows, header.Columns = hounsfield.shape
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
-    header.BitsAllocated = header.BitsStored = 16
-    header.HighBit, header.PixelRepresentation = 15, 0
+    header.BitsAllocated = header.BitsStored = bits
+    header.HighBit, header.PixelRepresentation = bits - 1, 0
     header.RescaleSlope, header.RescaleIntercept = 1, -1024
     header.PixelSpacing = [0.7, 0.5]
     if window:
         header.WindowCenter, header.WindowWidth = window
-    header.PixelData = (hounsfield + 1024).astype("<u2").tobytes()
+    header.PixelData = (hounsfield + 1024).astype(f"<u{bits // 8}").tobytes()
+    for name, value in fields.items():
+        setattr(header, name, value)
     path.parent.mkdir(parents=True, exist_ok=True)
     header.save_as(path, enforce_file_format=True)
 
@@ -517,6 +531,45 @@ def test_dicom_is_windowed_and_keeps_its_spacing(tmp_path):
     assert "--window=0,100" in (tmp_path / "narrow" / "README.md").read_text()
     assert "validation got none, because there are too few pictures" in done["notes"][0]
     assert "There is one split only" in (tmp_path / "narrow" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "shown"),
+    [(1, 0, lambda v: v), (1, 55, lambda v: v + 55), (1, -10, None), (0.01, 0, None), (2, 0, None)],
+)
+def test_dicom_of_8_bits_may_be_rescaled_out_of_them(tmp_path, slope, intercept, shown):
+    stored = np.tile(np.arange(0, 200, 5), (SIZE[1], 1))
+    fields = {"RescaleSlope": slope, "RescaleIntercept": intercept}
+    write_dicom(tmp_path / "s.dcm", stored - 1024, "p", None, bits=8, **fields)
+    content = (tmp_path / "s.dcm").read_bytes()
+    if shown is None:
+        with pytest.raises(ValueError, match="^holds more than 8 bits"):
+            read_images("s.dcm", content)
+        (one,) = read_images("s.dcm", content, (100 * slope + intercept, 200 * slope))
+        assert (np.diff(np.asarray(one.image)[0].astype(int)) > 0).all()
+    else:
+        np.testing.assert_array_equal(np.asarray(read_images("s.dcm", content)[0].image), shown(stored))
+
+
+def test_dicom_of_a_palette_is_refused(tmp_path):
+    write_dicom(
+        tmp_path / "s.dcm", np.full((4, 4), -1023), "p", None, bits=8, PhotometricInterpretation="PALETTE COLOR"
+    )
+    with pytest.raises(ValueError, match="^holds numbers of colours in a palette: export it as RGB"):
+        read_images("s.dcm", (tmp_path / "s.dcm").read_bytes())
+
+
+def test_colour_dicom(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3))
+    fields = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+    for bits, factor in ((8, 1), (16, 200)):
+        content = (factor * pixels).astype(f"<u{bits // 8}").tobytes()
+        fields |= {"PixelData": content, "RescaleIntercept": 0}
+        write_dicom(tmp_path / f"{bits}.dcm", np.zeros((4, 5)), "p", None, bits, **fields)
+    (one,) = read_images("s.dcm", (tmp_path / "8.dcm").read_bytes())
+    np.testing.assert_array_equal(np.asarray(one.image), pixels)
+    with pytest.raises(ValueError, match="^holds more than 8 bits"):
+        read_images("s.dcm", (tmp_path / "16.dcm").read_bytes())
 
 
 def test_compressed_dicom(tmp_path):
@@ -566,6 +619,19 @@ def test_nifti_volume_becomes_slices(tmp_path):
     assert image.shape == mask.shape == (height, width)
     assert image[0, 0] == 255 and image[-1, -1] == 0 and mask[0, 0] == 1 and mask[-1, -1] == 0
     assert {row["study_id"] for row in rows} == {"ct"}
+
+
+def test_classes_of_a_volume_are_those_of_all_its_slices():
+    import nibabel
+
+    def read(*values: int) -> list[list[int]]:
+        volume = np.zeros((5, 4, len(values)), np.uint8)
+        volume[0] = values
+        masks = read_masks("m.nii", nibabel.Nifti1Image(volume, np.eye(4)).to_bytes(), 2, (5, 4))
+        return [np.unique(np.asarray(mask.image)).tolist() for mask in masks]
+
+    assert read(1, 255, 0) == [[0, 1], [0, 255], [0]]  # a 1 is there: 255 is to be ignored
+    assert read(255, 0, 255) == [[0, 1], [0], [0, 1]]
 
 
 def test_damaged_volumes_and_outlines_get_one_sentence():
@@ -658,6 +724,10 @@ MISTAKES = {
     "picture without a sentence": (
         lambda s: (s / "t.csv").write_text("name,text\n" + "".join(f"p{n // 4}_{n},x\n" for n in range(5))),
         "1 picture without a sentence (p1_5)",
+    ),
+    "name in two lists": (
+        lambda s: [(s / f"{split}.txt").write_text("p0_0\np0_1") for split in ("train", "test")],
+        "2 name in the lists of two splits (p0_0; p0_1)",
     ),
     "missing column": (
         lambda s: write_xlsx(s / "t.xlsx", [("p0_0", "x")], ("Image", "Remarks")),
