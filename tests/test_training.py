@@ -212,7 +212,7 @@ def test_rows_without_masks_serve_where_a_loss_asks_nothing_of_them(tmp_path, st
     few = ["--stage", stage, "--label_budget", "0.2", "--epochs", "1"]
     teacher = ["--teacher", str(pretrained_teacher(tmp_path))] if stage == "finetune" else []
     switched_off = [] if stage == "finetune" else ["--model_config", '{"consistency_weight": 0}']
-    # Two of ten rows are labelled. With the others a pass has eight rows of each kind, without them ten.
+    # Three of ten rows are labelled, those of one picture. With the others a pass has seven of each kind, else ten.
     assert train(tmp_path / "with", *few, *teacher)["steps"] == 4
     assert train(tmp_path / "without", *few, *switched_off)["steps"] == 3
 
