@@ -24,6 +24,9 @@ class SemanticDistiller(nn.Module):
             was trained with, and the one that `pixel_values` carry.
         projector_size (`int`): hidden width of the projectors; 2048 in the paper. On the default encoder and 196
             tokens they take more FLOPs than all the rest of a training step; at 512 a seventh of that.
+
+    Raises:
+        ValueError: if the teacher reads no pictures, or its tokens are no grid of the picture's patches.
     """
 
     def __init__(
@@ -38,6 +41,10 @@ class SemanticDistiller(nn.Module):
         projector_size: int = 2048,
     ):
         super().__init__()
+        if teacher.main_input_name != "pixel_values":
+            raise ValueError(
+                f"the teacher is a {teacher.config.model_type}, which reads no pictures: give a vision model."
+            )
         self.teacher = teacher.requires_grad_(False)
         self.image_size = tuple(image_size)
         # teacher input = (pixels * student_std + student_mean - teacher_mean) / teacher_std

@@ -55,7 +55,7 @@ MARKS = {
     "mosmed": (
         "MosMedData+",
         (
-            Mark("78.4", "Dice per image", "highest with text, as its authors claim"),
+            Mark("78.4", "Dice per image", "highest with text, as its authors claim: TMC, arXiv 2506.07475"),
             Mark("82.0", "Dice global", "highest with text, as its authors claim"),
         ),
     ),
@@ -75,6 +75,10 @@ HEADS = METRICS | {
 }
 IN_UNITS = {"hd95"}  # all others are shares, shown in %
 KINDS = {"scores", "faithfulness", "transfer"}  # of results, by the entry that holds their numbers
+PUBLISHED = (
+    "Published, as aims more than as a comparison: conventions, splits and pictures differ from paper to paper. Where "
+    "no paper is named, it was not noted when the figure was."
+)
 QUEUE_MARK = "<!-- From here on written by `tamiseg report`. -->"
 
 CONVENTIONS = (
@@ -231,11 +235,11 @@ def results_page(
         for name in names:
             parts.append(f"### {name}\n\n{result_section(results[name])}")
         if rows := mark_rows(data):
-            parts.append("Published, for comparison:\n\n" + "\n".join(table_lines(rows)))
+            parts.append(f"{PUBLISHED}\n\n" + "\n".join(table_lines(rows)))
     unmet = [rows for key in MARKS if not any(key in plain(data) for data in by_data) and (rows := mark_rows(key))]
     if unmet:
         parts.append("## Published, without a result of ours yet")
-        parts += ["\n".join(table_lines(rows)) for rows in unmet]
+        parts += [PUBLISHED, *("\n".join(table_lines(rows)) for rows in unmet)]
     if recipes:
         unrun = open_recipes(results, recipes, summaries)
         parts.append("## Recipes\n\n" + recipe_table(recipes, unrun))
@@ -310,6 +314,7 @@ def receipts(result: dict) -> str:
         facts.append(f"{split}: {about['rows']} rows of {about['patients']} known patients")
     facts += [f"{split} data `{sha256[:16]}`" for split, sha256 in result.get("data", {}).items()]
     facts.append(f"weights `{str(result.get('weights_sha256'))[:16]}`")
+    facts += [f"student's weights `{str(sha256)[:16]}`" for sha256 in result.get("students_sha256", ())]
     facts += [f"{key} {value}" for part in ("versions", "hardware") for key, value in result.get(part, {}).items()]
     if "surface" in result:
         facts.append("surface Dice within {tolerance} {unit}".format(**result["surface"]))

@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import (
     AutoModel,
     BertConfig,
+    BertModel,
     ConvNextConfig,
     MobileNetV2Config,
     ResNetConfig,
@@ -460,6 +461,12 @@ def test_geometry_is_as_fine_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found = model._follow(affine, logits, labels)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_teacher_that_reads_no_pictures_is_refused():
+    text = BertModel(BertConfig(**{key: value for key, value in TEXT.items() if key != "model_type"}))
+    with pytest.raises(ValueError, match="is a bert, which reads no pictures"):
+        SemanticDistiller(text, [8, 16, 24, 32], (64, 64))
 
 
 @pytest.mark.parametrize("config", [ViTConfig, BertConfig])
