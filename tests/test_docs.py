@@ -28,9 +28,8 @@ QUICK = "--cpu true --max_steps 2 --max_train_samples 8 --max_eval_samples 3 --i
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(tmp_path, monkeypatch, remote_code_folder):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     with LoopbackHub() as hub:
         connect(hub, monkeypatch, tmp_path / "cache")
         yield hub

@@ -164,8 +164,7 @@ def test_refused(pipe):
         pipe("nowhere.png")
 
 
-def test_save_and_load(pipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_save_and_load(pipe, tmp_path, remote_code_folder):
     pipe.save_pretrained(tmp_path / "saved")
     loaded = pipeline("image-segmentation", model=str(tmp_path / "saved"), trust_remote_code=True, device="cpu")
     assert same(loaded(image(), text="the lesion"), pipe(image(), text="the lesion"))
