@@ -179,6 +179,22 @@ def _search_file(results: Path, group: str, name: str) -> Path:
     return results / f"search-{group}-{name}.json"
 
 
+def has_result(variant: Variant, results: Path) -> bool:
+    """Whether a variant has been trained and scored.
+
+    Raises:
+        ValueError: it has, but with other fields than the matrix gives it now.
+    """
+    file = results / f"{variant.key}.json"
+    if not file.is_file():
+        return False
+    trained = json.loads(file.read_text(encoding="utf-8"))["training"]["arguments"]
+    changes = [training.changed(trained) for training in variant.candidates]
+    if all(changes):
+        raise ValueError(f"'{file}' is of a training with {changes[0]}: remove it to run that anew.")
+    return True
+
+
 def choose(variant: Variant, results: Path) -> str:
     """Writes which candidate scored best on validation, and says it."""
     key, scores = variant.searched, {}
@@ -247,11 +263,11 @@ def main() -> int:
     results = RESULTS / arguments.matrix.stem
     try:
         variants = read_matrix(arguments.matrix, arguments.groups, arguments.seeds)
+        open_ones = [variant for variant in variants if not has_result(variant, results)]
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if arguments.summarise:
         return summarise(arguments.matrix, results)
-    open_ones = [v for v in variants if not (results / f"{v.key}.json").is_file()]
     print(f"{len(variants)} runs, {len(open_ones)} of them open", flush=True)
     if arguments.list:
         print("\n".join(v.key for v in open_ones))
@@ -281,7 +297,7 @@ def main() -> int:
                     failed += 1
                     print(f"{variant.key}: {error}", flush=True)
             for variant in read_matrix(arguments.matrix, arguments.groups, arguments.seeds):
-                if len(variant.candidates) > 1 or (results / f"{variant.key}.json").is_file():
+                if len(variant.candidates) > 1 or has_result(variant, results):
                     continue
                 start = _begin(variant, starts, pool, threads)
                 waiting[pool.submit(_after, start, score, variant, results, threads)] = variant
@@ -334,10 +350,10 @@ def try_all(variants: list[Variant]) -> int:
 
 
 def _begin(variant: Variant, starts: dict, pool, threads: int):
-    """The future of a variant's stage 1, handed to the pool if nobody did; None where there is nothing to wait for."""
+    """The future of a variant's stage 1, handed to the pool if nobody did; None where it has none."""
     start = variant.start
-    if start is not None and start.folder not in starts and not start.done:
-        starts[start.folder] = pool.submit(run, start.command(), start.folder / "log.txt", threads)
+    if start is not None and start.folder not in starts:
+        starts[start.folder] = pool.submit(train, start, threads)
     return starts.get(start and start.folder)
 
 
@@ -403,11 +419,7 @@ def write_summary(matrix: Path, results: Path) -> None:
     by_name: dict[tuple[str, str], list[Variant]] = {}
     missing: dict[str, list[str]] = {}
     for variant in read_matrix(matrix):
-        file = results / f"{variant.key}.json"
-        if file.is_file():
-            trained = json.loads(file.read_text(encoding="utf-8"))["training"]["arguments"]
-            if changed := variant.training.changed(trained):
-                raise ValueError(f"'{file}' is of a training with {changed}: remove it to run that anew.")
+        if has_result(variant, results):
             by_name.setdefault((variant.group, variant.name), []).append(variant)
         else:
             missing.setdefault(variant.group, []).append(f"{variant.name}, seed {variant.seed}")

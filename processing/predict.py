@@ -340,13 +340,10 @@ def load(name: str, revision: str | None = None):
     Raises:
         ValueError: the folder lacks something, is damaged, or holds something else.
     """
-    # Here and not above: `tamiseg --help` should not wait for them.
     import torch
     from PIL import Image
     from transformers import AutoModel, AutoProcessor
     from transformers.utils import logging
-
-    import processing  # noqa: F401  (makes the Auto classes know TAMISeg)
 
     logging.disable_progress_bar()
     check_model_folder(name)

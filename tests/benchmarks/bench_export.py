@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoProcessor
 
-import processing  # noqa: F401  (makes the Auto classes know TAMISeg)
 from processing.command_line import main as tamiseg
 from processing.data import load_rows, read_pair
 from processing.export import run_onnx
