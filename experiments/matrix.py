@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +38,9 @@ from experiments.baselines import load as load_baseline
 from modeling_tamiseg import TAMISegForImageSegmentation
 from modeling_tamiseg.alignment import text_hidden_size
 from processing.comparison import compare, holm, read_cases
+from processing.hub import without_folders
 from processing.metrics import mean_with_interval, unit_of
-from train_hf import as_words
+from train_hf import FREE_FIELDS, as_words, parse_arguments
 
 
 RESULTS = Path("experiments/results")
@@ -55,7 +56,6 @@ class Training:
     fields: dict
     folder: Path
 
-    @property
     def done(self) -> bool:
         """Whether it has been run to its end.
 
@@ -71,8 +71,12 @@ class Training:
 
     def changed(self, arguments: dict) -> str:
         """Where a finished training was told otherwise than it would be now; empty where it was not."""
-        asked = {key: json.dumps(v) if isinstance(v, dict) else v for key, v in self.fields.items() if v is not None}
-        other = [f"{key} {arguments.get(key)}, not {v}" for key, v in asked.items() if arguments.get(key) != v]
+        asked = without_folders(asdict(parse_arguments(self.command()[1:])))  # as result files have them
+        other = [
+            f"{key} {arguments[key]}, not {value}"
+            for key, value in asked.items()
+            if key not in FREE_FIELDS and arguments.get(key, value) != value  # an older file lacks a newer field
+        ]
         return "; ".join(other)
 
     def command(self) -> list[str]:
@@ -148,7 +152,7 @@ def read_matrix(path: Path, groups: list[str] | None = None, seeds: list[int] | 
                     first = Training(
                         "pretrain", start, seed, {**matrix["fields"], **matrix["starts"][start], **budget}, folder
                     )
-                    fields["vision_model"] = str(folder / "best")
+                    fields["vision_model"] = (folder / "best").as_posix()
                 arms = ("no_text",) if fields["prompt_dropout"] == 1 else ("full_text", "no_text", "shuffled_text")
                 candidates = []
                 for value in _values(path, group, name, search):
@@ -180,18 +184,22 @@ def _search_file(results: Path, group: str, name: str) -> Path:
 
 
 def has_result(variant: Variant, results: Path) -> bool:
-    """Whether a variant has been trained and scored.
+    """Whether a variant has been trained and scored, with what its search chose where it has one.
 
     Raises:
-        ValueError: it has, but with other fields than the matrix gives it now.
+        ValueError: it has, but with other fields than the matrix gives it now, or on another stage 1.
     """
     file = results / f"{variant.key}.json"
-    if not file.is_file():
+    if not file.is_file() or len(variant.candidates) > 1:
         return False
     trained = json.loads(file.read_text(encoding="utf-8"))["training"]["arguments"]
-    changes = [training.changed(trained) for training in variant.candidates]
-    if all(changes):
-        raise ValueError(f"'{file}' is of a training with {changes[0]}: remove it to run that anew.")
+    if changed := variant.training.changed(trained):
+        raise ValueError(f"'{file}' is of a training with {changed}: remove it to run that anew.")
+    try:
+        if variant.start is not None:
+            variant.start.done()
+    except RuntimeError as error:
+        raise ValueError(f"'{file}' is of an older stage 1: remove it too. {error}") from error
     return True
 
 
@@ -263,7 +271,8 @@ def main() -> int:
     results = RESULTS / arguments.matrix.stem
     try:
         variants = read_matrix(arguments.matrix, arguments.groups, arguments.seeds)
-        open_ones = [variant for variant in variants if not has_result(variant, results)]
+        done = {variant.key for variant in read_matrix(arguments.matrix) if has_result(variant, results)}
+        open_ones = [variant for variant in variants if variant.key not in done]
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if arguments.summarise:
@@ -297,7 +306,7 @@ def main() -> int:
                     failed += 1
                     print(f"{variant.key}: {error}", flush=True)
             for variant in read_matrix(arguments.matrix, arguments.groups, arguments.seeds):
-                if len(variant.candidates) > 1 or has_result(variant, results):
+                if len(variant.candidates) > 1 or variant.key in done:  # the first: its search failed
                     continue
                 start = _begin(variant, starts, pool, threads)
                 waiting[pool.submit(_after, start, score, variant, results, threads)] = variant
@@ -365,7 +374,7 @@ def _after(start, function, *arguments):
 
 
 def train(training: Training, threads: int) -> None:
-    if not training.done:
+    if not training.done():
         run(training.command(), training.folder / "log.txt", threads)
 
 
@@ -432,7 +441,7 @@ def write_summary(matrix: Path, results: Path) -> None:
             raise ValueError(f"'{results}' holds {unkept[0]}.json without its .npz: remove it to run that anew.")
         if unkept:
             print(f"{name}: the cases of some runs were not kept, so its summary stays as it was", flush=True)
-            summary["groups"][name] = {**before[name], "missing": missing.get(name, [])}
+            summary["groups"][name] = {**before[name], "about": group["about"], "missing": missing.get(name, [])}
             continue
         rows = []
         for variant, own in group["variants"].items():

@@ -132,6 +132,7 @@ def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
     first = json.loads((small / "results/small/parts-full-seed0.json").read_text())
     assert f"{100 * first['scores']['full_text']['dice_per_image']:.2f}" in page
 
+    run = matrix.run
     monkeypatch.setattr(matrix, "run", None)  # what has a result is not run again
     assert matrix.main() == 0
     assert "5 runs, 0 of them open" in capsys.readouterr().out
@@ -171,15 +172,36 @@ def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
     assert "<h2>small</h2>" in told and "<strong>no text</strong> against full" in told
     assert told.count("<img") == 2 and "Wilcoxon signed-rank" in told and "is the best of a search" in told
 
+    described = described.replace("[1.0e-3, 3.0e-3]", "[1.0e-3, 1.0e-2]")
+    (small / "small.yaml").write_text(described)
+    (small / "results/small/search-searched-full.json").unlink()  # as the sentence says
+    monkeypatch.setattr(matrix, "run", run)
+    assert matrix.main() == 0
+    assert "5 runs, 1 of them open" in capsys.readouterr().out
+    assert [
+        entry["value"]
+        for entry in load_summaries(small / "results")["small"]["groups"]["searched"]["rows"][0]["search"]["scores"]
+    ] == [0.001, 0.01]
+    (small / "small.yaml").write_text(described.replace("epochs: 1}", "epochs: 3}", 1))  # of stage 1
+    with pytest.raises(SystemExit):
+        matrix.main()
+    assert "seed0.json' is of an older stage 1: remove it too." in capsys.readouterr().err
+
 
 def test_a_training_of_other_fields_is_not_taken_for_done(small):
     variant = matrix.read_matrix(Path("small.yaml"))[0]
     training = matrix.replace(variant.training, fields={**variant.training.fields, "vision_model": "tiny"})
-    assert not training.done
+    assert not training.done()
     train_hf.main(training.command()[1:])
-    assert training.done
+    assert training.done()
     with pytest.raises(RuntimeError, match="was trained with epochs 1, not 3: remove it"):
-        _ = matrix.replace(training, fields={**training.fields, "epochs": 3}).done
+        matrix.replace(training, fields={**training.fields, "epochs": 3}).done()
+    with pytest.raises(RuntimeError, match="was trained with max_train_samples 6, not None"):  # a field left out
+        matrix.replace(training, fields={k: v for k, v in training.fields.items() if k != "max_train_samples"}).done()
+    # The same in other words: what YAML leaves a string, and a path, of which a result keeps the last part.
+    data = Path("sample").absolute()
+    fields = {**training.fields, "dataset": str(data), "learning_rate": "1e-3"}
+    assert matrix.replace(training, fields=fields).changed({"dataset": "sample", "learning_rate": 0.001}) == ""
 
 
 def test_kept_dice_compare_as_the_cases_do(small):
