@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from .prompts import normalize_prompt
-from .sources import TABLES, Source
+from .sources import TABLES, Source, spelled_alike
 
 
 WITHOUT_PICTURE = "name in a table or list without a picture"
@@ -189,11 +189,14 @@ def pair_files(source: Source, problems: Problems, notes: list[str], named: Name
             f"{where} holds no pictures ({', '.join(PICTURES)}): check the folder, and name DICOM files *.dcm."
         )
     if not masks:
+        any_gif = any(path.lower().endswith(".gif") for path in source.paths)
         raise ValueError(
-            f"{where} holds pictures but no masks: put them into a folder 'masks', or name them like 'scan_mask.png'."
+            f"{where} holds pictures but no masks: put them into a folder 'masks', or name them like 'scan_mask.png'"
+            + (" (GIF is not read: save those files as PNG)." if any_gif else ".")
         )
     # A file lies in one split only, so the same name in two of them is a leak or a mix-up, never a pair of two rows.
-    key = _stem if _all_unique(map(_stem, images)) or named else _long_key
+    keys = (_stem,) if named else (_stem, _long_key, _numbered_key)
+    key = next((key for key in keys if _all_unique(map(key, images))), keys[:2][-1])
     image_of = _index(images, key, "double picture", problems)
     masks_of: dict[str, list[str]] = {}
     for (name, _), mask in _index(masks, lambda path: (key(path), _number(path)), "double mask", problems).items():
@@ -208,7 +211,7 @@ def pair_files(source: Source, problems: Problems, notes: list[str], named: Name
         notes.append(f"pictures with several masks: {len(several)} ({sum(several)} masks); the target is their union")
 
     said = _read_tables(source, key, problems)
-    listed = _read_lists(source, problems)
+    listed = _read_lists(source, key, set(image_of), problems)
     for name in sorted((said.keys() | listed.keys()) - image_of.keys()):
         problems.add(WITHOUT_PICTURE, name)
     has_sentences = any(row.get("prompt") for row in said.values())
@@ -242,7 +245,7 @@ def _is_mask(path: str) -> bool:
 
 def _bare_name(path: str) -> str:
     """The file's name without the extension of a picture: names may hold dots, and tables leave extensions out."""
-    name = PurePosixPath(path).name
+    name = PurePosixPath(spelled_alike(path)).name
     extension = next((e for e in sorted((*PICTURES, OUTLINES), key=len) if name.lower().endswith(e)), "")
     return name[: len(name) - len(extension)]
 
@@ -256,15 +259,21 @@ def _number(path: str) -> str | None:
     return match and match["number"]
 
 
-def _long_key(path: str) -> str:
+def _long_key(path: str, keep_numbers: bool = False) -> str:
     """The stem after all folders that say neither "pictures", "masks" nor a split."""
-    folders = [
-        folder
-        for folder in PurePosixPath(path).parts[:-1]
-        if not re.search(f"{MASK_FOLDER.pattern}|{IMAGE_FOLDER.pattern}", re.sub(r"[^a-z]", "", folder.lower()))
-        and _split_of(f"{folder}/") is None
-    ]
-    return "/".join([*folders, _stem(path)])
+    folders = []
+    for folder in PurePosixPath(spelled_alike(path)).parts[:-1]:
+        if _split_of(f"{folder}/") is not None:
+            continue
+        if re.search(f"{MASK_FOLDER.pattern}|{IMAGE_FOLDER.pattern}", re.sub(r"[^a-z]", "", folder.lower())):
+            folder = re.sub(r"[^0-9]", "", folder) if keep_numbers else ""
+        folders.append(folder)
+    return "/".join([*filter(None, folders), _stem(path)])
+
+
+def _numbered_key(path: str) -> str:
+    """As [`_long_key`], with the numbers of all folders: "scan01/images/001.png", "scan02/images/001.png"."""
+    return _long_key(path, keep_numbers=True)
 
 
 def _split_of(path: str) -> str | None:
@@ -300,8 +309,7 @@ def _read_tables(source: Source, key, problems: Problems) -> dict[str, dict]:
         if not path.lower().endswith(TABLES):
             continue
         rows = source.read_table(path)
-        # A line with more cells than the head keeps them under None.
-        present = {str(column).strip().lower(): column for row in rows[:1] for column in row if column is not None}
+        present = {str(column).strip().lower(): column for row in rows for column in row}
         columns = {
             role: next((present[name] for name in names if name in present), None)
             for role, names in TABLE_COLUMNS.items()
@@ -330,16 +338,27 @@ def _read_tables(source: Source, key, problems: Problems) -> dict[str, dict]:
     return said
 
 
-def _read_lists(source: Source, problems: Problems) -> dict[str, str]:
-    """Name -> split, of text files such as train.txt that hold one name a line. As with folders, a validation part may
-    be drawn from the training part."""
+def _read_lists(source: Source, key, known: set[str], problems: Problems) -> dict[str, str]:
+    """Name -> split, of text files such as train.txt that hold a name a line, or several words that are names (of a
+    picture and its mask). As with folders, a validation part may be drawn from the training part.
+
+    Raises:
+        ValueError: a list cannot be read.
+    """
     listed: dict[str, str] = {}
     for path in source.paths:
         stem, extension = PurePosixPath(path).stem.lower(), PurePosixPath(path).suffix.lower()
         split = next((split for split, spellings in SPLIT_WORDS.items() if stem in spellings), None)
         if extension == ".txt" and split:
-            for line in source.read(path).decode("utf-8-sig").split():
-                name = _stem(line)
+            try:
+                lines = source.read(path).decode("utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"'{path}' is no list in UTF-8 ({error}): save it again as one.") from error
+            names = []
+            for line in filter(None, map(str.strip, lines)):
+                words = [key(word) for word in line.split()]
+                names += words if key(line) not in known and known & set(words) else [key(line)]
+            for name in names:
                 splits = {split, listed.get(name, split)}
                 if splits == {"train", "validation"}:
                     listed[name] = "validation"

@@ -512,6 +512,8 @@ def _load_image_folder(folder: Path, split: str):
             raise ValueError(f"{where} names no mask: add 'mask_file_name' (an all-zero mask says 'no finding').")
         for column, file_name in (("image", image_name), ("mask", mask_name)):
             path = metadata.parent / str(file_name)
+            if not os.path.isfile(path):  # a table from Windows
+                path = metadata.parent / str(file_name).replace("\\", "/")
             if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
                 raise ValueError(
                     f"{where} names the {column} '{str(file_name)[:200]}', which is not in '{folder}': copy it there."

@@ -21,6 +21,7 @@ from .sources import MAX_FILE_BYTES
 
 
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")  # what browsers, `datasets` and Pillow all show
+GREY_SPREAD = 32  # by how much the channels of a grey JPEG may differ
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax of DICOM
 NEEDS_WINDOW = (
     "holds more than 8 bits: say how they become grey with --window=CENTER,WIDTH (CT lung: --window=-600,1500, in "
@@ -72,7 +73,7 @@ def read_images(path: str, content: bytes, window: str | tuple[float, float] | N
         return [_grey_slice(values, spacing=spacing) for values in _to_grey(volume, window)]
     opened = open_picture(content)
     if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
-        return [_grey_slice(_to_grey(np.asarray(opened), window))]
+        return [_grey_slice(_to_grey(np.asarray(ImageOps.exif_transpose(opened)), window))]
     image = TAMISegImageProcessor().load_image(opened)
     if opened.format in KEPT_FORMATS:
         return [Slice(image, content, opened.format)]
@@ -110,11 +111,19 @@ def read_masks(
     try:
         mask = loader.load_mask(opened)
     except ValueError:
-        if num_labels != 2 or not (may_cut or opened.format == "JPEG"):
+        drawn = ImageOps.exif_transpose(opened)
+        if num_labels != 2 or not (may_cut or opened.format == "JPEG" and _is_two_valued(drawn)):
             raise
-        cut = ImageOps.exif_transpose(opened).convert("L").point(lambda value: 255 * (value > 127))
+        cut = drawn.convert("L").point(lambda value: 255 * (value > 127))
         return [MaskSlice(loader.load_mask(cut), encode(cut), cut=True)]
     return [MaskSlice(mask, content if opened.format == "PNG" else encode(mask))]
+
+
+def _is_two_valued(drawn: Image.Image) -> bool:
+    """Whether a JPEG can have been black and white: without colours, and with something bright. Cut at half the
+    brightness, a red target would be gone, and one of class ids too."""
+    pixels = np.asarray(drawn.convert("RGB"))
+    return np.ptp(pixels, axis=-1).max() <= GREY_SPREAD and pixels.max() > 127
 
 
 def unite(masks: list[MaskSlice]) -> MaskSlice:
@@ -135,8 +144,11 @@ def open_picture(content: bytes) -> Image.Image:
         opened = Image.open(io.BytesIO(content))
         check_size(opened)
         opened.load()
+        frames = getattr(opened, "n_frames", 1)
     except Exception as error:  # of damaged files: decoders raise whatever comes
         raise ValueError(f"cannot be decoded ({reason(error)})") from error
+    if frames > 1 and opened.format != "MPO":  # that is how telephones store one photograph
+        raise ValueError(f"is a stack of {frames} pictures: save each as a file of its own")
     return opened
 
 
@@ -174,8 +186,9 @@ def _read_dicom(content: bytes, window) -> list[Slice]:
     if facts["palette"]:
         raise ValueError("holds numbers of colours in a palette: export it as RGB or as PNG")
     if facts["colour"]:  # ultrasound, endoscopy
-        frames = values if values.ndim == 4 else values[None]
-        return [_grey_slice(_to_grey(_whole_bytes(frame), None), **known) for frame in frames]
+        frames = _whole_bytes(values if values.ndim == 4 else values[None])
+        frames = _to_grey(frames, None if frames.dtype == np.uint8 else window)  # a window is of grey values
+        return [_grey_slice(frame, **known) for frame in frames]
     window = window or facts["window"]
     if window is None and facts["bits"] <= 8:
         values = _whole_bytes(values)
@@ -224,7 +237,10 @@ def _dicom_values(content: bytes) -> tuple[np.ndarray, dict]:
         values = apply_modality_lut(pixels, header)
         spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
         # Several windows may be offered: the first is the one that the file is shown with.
-        center, width = (np.ravel(header.get(name, [])).tolist()[:1] for name in ("WindowCenter", "WindowWidth"))
+        center, width = (
+            [value for value in np.ravel(header.get(name, [])).tolist() if value is not None]
+            for name in ("WindowCenter", "WindowWidth")
+        )
         facts = {
             "spacing": tuple(float(mm) for mm in spacing) if spacing else None,
             "window": (float(center[0]), float(width[0])) if center and width else None,

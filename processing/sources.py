@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import stat
+import unicodedata
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +24,7 @@ MAX_GROWTH = 200
 SMALL = 64 * 1024**2
 MAX_SHEET_ROWS = 2**20  # Excel's own limit
 IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
+HIDDEN = (".", "~$")  # the latter is what Excel keeps beside a table that is open
 TABLES = (".xlsx", ".csv", ".tsv", ".jsonl")
 
 
@@ -101,21 +103,57 @@ class Source:
         Raises:
             ValueError: it cannot be read as a table.
         """
-        content = self.read(path)
-        try:
-            if path.lower().endswith(".xlsx"):
-                rows = _read_xlsx(content)
-            elif path.lower().endswith(".jsonl"):
-                lines = content.decode("utf-8-sig").splitlines()
-                rows = [parse_json(line, "a line", "write one object per line") for line in lines if line.strip()]
-            else:
-                text = io.StringIO(content.decode("utf-8-sig"), newline="")
-                rows = list(csv.DictReader(text, delimiter="\t" if path.lower().endswith(".tsv") else ","))
-            return [row for row in rows if any(value is not None for value in row.values())]
-        except Exception as error:  # of damaged files: openpyxl and its parsers raise whatever comes
+        return parse_table(path, self.read(path))
+
+
+def parse_table(path: str, content: bytes) -> list[dict]:
+    """The rows of a table (.xlsx, .csv, .tsv, .jsonl), as column -> value; blank rows are left out.
+
+    Args:
+        path: its name; the extension says the format.
+        content: the file.
+
+    Raises:
+        ValueError: it cannot be read as a table, or a line has more cells than the head.
+    """
+    try:
+        if path.lower().endswith(".xlsx"):
+            rows = _read_xlsx(content)
+        elif path.lower().endswith(".jsonl"):
+            lines = content.decode("utf-8-sig").splitlines()
+            rows = [parse_json(line, "a line", "write one object per line") for line in lines if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line is no object: write one object per line")
+        else:
+            rows = _read_csv(content.decode("utf-8-sig"), "\t" if path.lower().endswith(".tsv") else None)
+        return [row for row in rows if any(value is not None for value in row.values())]
+    except Exception as error:  # of damaged files: openpyxl and its parsers raise whatever comes
+        raise ValueError(
+            f"'{path}' cannot be read as a table ({reason(error)}): save it again as .csv (UTF-8)."
+        ) from error
+
+
+def spelled_alike(path: str) -> str:
+    """A path as people write it in a table, so that the same on two systems is equal: with forward slashes, and an
+    umlaut as one letter (Macs store it as two)."""
+    return unicodedata.normalize("NFC", path.replace("\\", "/"))
+
+
+def _read_csv(text: str, delimiter: str | None) -> list[dict]:
+    """Cells are divided by commas or, as where a comma is the decimal sign, by semicolons."""
+    if delimiter is None:
+        head = text.partition("\n")[0]
+        delimiter = ";" if ";" in head and "," not in head else ","
+    reader, rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter), []
+    for row in reader:
+        # Under None lies what is left of a sentence that holds the delimiter, or nothing but blank cells.
+        if any(cell.strip() for cell in row.pop(None, [])):
             raise ValueError(
-                f"'{path}' cannot be read as a table ({reason(error)}): save it again as .csv (UTF-8)."
-            ) from error
+                f"line {reader.line_num} has more cells than the head; sentences that hold '{delimiter}' stand in "
+                "quotes"
+            )
+        rows.append(row)
+    return rows
 
 
 def _read_xlsx(content: bytes) -> list[dict]:
@@ -142,4 +180,4 @@ def _read_xlsx(content: bytes) -> list[dict]:
 
 
 def _is_hidden(path: PurePosixPath) -> bool:
-    return any(part.startswith(".") or part in IGNORED for part in path.parts)
+    return any(part.startswith(HIDDEN) or part in IGNORED for part in path.parts)
