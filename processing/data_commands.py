@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,9 @@ def prepare_set(arguments) -> None:
     for note in done["notes"]:
         print(f"- {note}")
     print(leak_table(done["leaks"]))
-    print(f"next: python train_hf.py --stage finetune --dataset {arguments.output} --output_dir runs/finetune")
+    classes = f" --model_config '{{\"num_labels\": {arguments.num_labels}}}'" if arguments.num_labels > 2 else ""
+    data = shlex.quote(arguments.output)
+    print(f"next: python train_hf.py --stage finetune --dataset {data} --output_dir runs/finetune{classes}")
 
 
 def report_leaks(arguments) -> None:

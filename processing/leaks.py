@@ -93,8 +93,7 @@ def find_leaks(traces: Iterable[Trace]) -> dict:
         values, rows = _shared(splits[first], splits[second], "pixels")
         names = [sorted(t.name for t in splits[first] + splits[second] if t.pixels == value) for value in values]
         pairs.append(_pair("picture", first, second, sorted(names), rows))
-        near = _near_pairs(splits[first], splits[second])
-        rows = [len({pair[0] for pair in near}), len({pair[1] for pair in near})]
+        near, rows = _near_pairs(splits[first], splits[second])
         pairs.append(_pair("near picture", first, second, near, rows))
     return {
         "rows": {split: len(traces) for split, traces in splits.items()},
@@ -163,11 +162,18 @@ def _shared(first: list[Trace], second: list[Trace], attribute: str) -> tuple[se
     return values, [sum(getattr(t, attribute) in values for t in part) for part in (first, second)]
 
 
-def _near_pairs(first: list[Trace], second: list[Trace]) -> list[list]:
-    """[name, name, differing bits] of the pairs that look alike, equal pictures included."""
-    looks = (np.array([t.look for t in part]) for part in (first, second))
-    found = [[first[row].name, second[column].name, bits] for row, column, bits in _near(*looks)]
-    return sorted(found, key=lambda pair: pair[2])
+def _near_pairs(first: list[Trace], second: list[Trace]) -> tuple[list[list], list[int]]:
+    """[name, name, differing bits] of the looks that are alike, equal ones included, each by the name of the first
+    picture that has it: of volumes, hundreds of slices are black. And how many rows of either part have one."""
+    looks, names, counts = [], [], []
+    for part in (first, second):
+        distinct, places, count = np.unique([t.look for t in part], axis=0, return_index=True, return_counts=True)
+        looks.append(distinct)
+        names.append([part[place].name for place in places])
+        counts.append(count)
+    found = list(_near(*looks))
+    rows = [int(sum(count[list({pair[side] for pair in found})])) for side, count in enumerate(counts)]
+    return sorted([[names[0][a], names[1][b], bits] for a, b, bits in found], key=lambda pair: pair[::-1]), rows
 
 
 def _near(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[int, int, int]]:

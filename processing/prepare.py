@@ -103,7 +103,7 @@ def prepare(name: str, source: str | Path, output: str | Path, plan: Plan | None
                 f"the pattern '{plan.patient_pattern}' is found in no name, the first is '{cases[0].name}': mend the "
                 "pattern."
             )
-        cases = [replace(case, patient_id=m[1] if m else None) for case, m in zip(cases, found, strict=True)]
+        cases = [replace(case, patient_id=m[1]) if m else case for case, m in zip(cases, found, strict=True)]
     for case in cases:
         if case.image.lower().endswith(".dcm"):
             patient, study = dicom_identity(files.read(case.image))
@@ -210,7 +210,8 @@ def _check_counts(given: Counter, named: NamedSet, counts: dict[str, int], drawn
 
 
 def _draw(cases: list[Case], wanted: dict[str, int], plan: Plan) -> str:
-    """Moves whole groups into the wanted splits until they are full; the rest is train. Returns what was done."""
+    """Moves whole groups into the wanted splits until they are full; the rest is train. A split that all are too large
+    for gets the smallest, as long as one is left for train. Returns what was done."""
     by = plan.split_by or ("patient" if any(case.patient_id for case in cases) else "picture")
     group_of = {case.name: case.name if by == "picture" else getattr(case, f"{by}_id") for case in cases}
     known = [case for case in cases if group_of[case.name] is not None]
@@ -225,7 +226,8 @@ def _draw(cases: list[Case], wanted: dict[str, int], plan: Plan) -> str:
     for case in cases:
         case.split = "train"
     left = dict(wanted)
-    for group in np.random.default_rng(plan.seed).permutation(sorted(groups)):
+    order = np.random.default_rng(plan.seed).permutation(sorted(groups))
+    for group in order:
         # A group too large for what is left of a split goes on to the next one.
         split = next((split for split, room in left.items() if len(groups[group]) <= room), "train")
         if split != "train":
@@ -235,9 +237,16 @@ def _draw(cases: list[Case], wanted: dict[str, int], plan: Plan) -> str:
     done = f"{' and '.join(wanted)} drawn by {by} with seed {plan.seed}"
     if unknown := len(cases) - len(known):
         done += f"; {unknown} pictures of unknown {'patient' if by == 'look' else by} stay in train"
-    for split, count in wanted.items():
-        if left[split] == count:
+    for split in wanted:
+        if any(case.split == split for case in known):
+            continue
+        rest = sorted((group for group in order if groups[group][0].split == "train"), key=lambda g: len(groups[g]))
+        if len(rest) < 2:
             done += f"; {split} got none, because there are too few pictures, or too many in one group"
+            continue
+        for case in groups[rest[0]]:
+            case.split = split
+        done += f"; {split} got the smallest group, {len(groups[rest[0]])} of {len(cases)} pictures"
     return done
 
 

@@ -59,6 +59,15 @@ def test_other_pictures_are_not_near():
     assert pair(find_leaks(traces), "near picture")["shared"] == 0
 
 
+def test_many_equal_looks_are_one():
+    """Volumes have hundreds of black slices: each row counts, but no pair of them is listed."""
+    black = Image.new("L", (96, 96))
+    traces = [trace(black, split, f"{split}{n}") for split, count in (("train", 5), ("test", 3)) for n in range(count)]
+    traces += [trace(picture(1), "train", "a"), trace(picture(2), "test", "b")]
+    found = pair(find_leaks(traces), "near picture")
+    assert (found["values"], found["rows"]) == ([["train0", "test0", 0]], [5, 3])
+
+
 def test_a_blurred_or_mirrored_picture():
     near = [trace(picture(0), "train", "a"), trace(picture(0).filter(ImageFilter.GaussianBlur(1)), "test", "b")]
     assert pair(find_leaks(near), "near picture")["shared"] == 1
@@ -84,6 +93,7 @@ def test_unknown_is_not_zero():
     table = leak_table(report)
     assert "| patient | unknown |" in table and "| picture | 0 |" in table
     assert "0 of 1 in train, 1 of 1 in test" in table
+    assert leak_table(find_leaks([trace(picture(0), "train", "a")])).startswith("There is one split only")
 
 
 def test_command(tmp_path, monkeypatch, capsys):

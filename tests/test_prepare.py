@@ -367,6 +367,65 @@ def test_folder_with_sentences(tmp_path, table):
     assert found == dict(rows)
 
 
+def test_tables_as_other_systems_write_them(tmp_path):
+    """Semicolons and blank last cells, a first row without a sentence, other slashes, an umlaut as two letters."""
+    write_folder(tmp_path / "semicolons", 3)
+    (tmp_path / "semicolons" / "t.csv").write_text(
+        "image;text;\np0_0;left, 0,5 cm;\np0_1;right;\nimages\\p0_2.png;no;\n"
+    )
+    (tmp_path / "semicolons" / "~$t.xlsx").write_bytes(b"what Excel keeps beside an open table")
+    write_folder(tmp_path / "lines", 3)
+    rows = [{"image": "p0_0", "patient": "p"}, {"image": "p0_1", "text": "right"}, {"image": "p0_2", "text": "no"}]
+    (tmp_path / "lines" / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name, first in (("semicolons", "left, 0,5 cm"), ("lines", None)):
+        problems = Problems()
+        cases = pair_files(Source(tmp_path / name), problems, [])
+        assert [case.prompt for case in cases] == [first, "right", "no"]
+        assert list(problems.found) == ([] if first else ["picture without a sentence"])
+    save(tmp_path / "umlaut" / "images" / "Mu\u0308ller 1.png", draw(0)[0])
+    save(tmp_path / "umlaut" / "masks" / "M\u00fcller 1.png", draw(0)[1])
+    (tmp_path / "umlaut" / "test.txt").write_text("M\u00fcller 1\n")
+    problems = Problems()
+    (case,) = pair_files(Source(tmp_path / "umlaut"), problems, [])
+    assert (case.name, case.split, problems.found) == ("M\u00fcller 1", "test", {})
+
+
+def test_lists_may_name_folders_and_pairs(tmp_path):
+    for patient in ("anna", "ben"):
+        save(tmp_path / "source" / patient / "images" / "001.png", draw(len(patient))[0])
+        save(tmp_path / "source" / patient / "masks" / "001.png", draw(len(patient))[1])
+    (tmp_path / "source" / "train.txt").write_text("anna/images/001.png anna/masks/001.png\n")
+    (tmp_path / "source" / "test.txt").write_text("ben\\images\\001.png\n")
+    problems = Problems()
+    cases = pair_files(Source(tmp_path / "source"), problems, [])
+    assert {case.name: case.split for case in cases} == {"anna/001": "train", "ben/001": "test"}
+    assert not problems.found
+    (tmp_path / "source" / "val.txt").write_bytes("Müller\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="'val.txt' is no list in UTF-8"):
+        pair_files(Source(tmp_path / "source"), problems, [])
+
+
+def test_few_patients_fill_all_splits(tmp_path):
+    write_folder(tmp_path / "source", 12)  # three patients of four pictures, where 10 % are one picture
+    done = prepare("folder", tmp_path / "source", tmp_path / "out", Plan(patient_pattern=r"^(p\d+)_"))
+    assert done["counts"] == {"train": 4, "validation": 4, "test": 4}
+    assert any("test got the smallest group, 4 of 12 pictures" in note for note in done["notes"])
+    write_folder(tmp_path / "two", 8)
+    done = prepare("folder", tmp_path / "two", tmp_path / "2", Plan(patient_pattern=r"^(p\d+)_"))
+    assert done["counts"] == {"train": 4, "validation": 4}
+    assert any("test got none" in note for note in done["notes"])
+
+
+def test_a_pattern_leaves_other_patients_as_they_are(tmp_path):
+    write_folder(tmp_path / "source", 4)
+    save(tmp_path / "source" / "images" / "scan.png", draw(9)[0])
+    save(tmp_path / "source" / "masks" / "scan.png", draw(9)[1])
+    (tmp_path / "source" / "t.csv").write_text("image,patient_id\nscan,p7\n")
+    prepare("folder", tmp_path / "source", tmp_path / "out", Plan(patient_pattern=r"^(p\d+)_"))
+    rows = [row for part in rows_of(tmp_path / "out").values() for row in part]
+    assert {row["name"]: row["patient_id"] for row in rows}["scan"] == "p7"
+
+
 def test_folder_split_by_patient(tmp_path):
     write_folder(tmp_path / "source")
     plan = Plan(patient_pattern=r"^(p\d+)_", split_by="patient", seed=3)
@@ -396,7 +455,7 @@ def test_wishes_that_cannot_be_met(wish, words):
         Plan(**wish)
 
 
-def test_flat_folder_of_several_classes(tmp_path):
+def test_flat_folder_of_several_classes(tmp_path, capsys):
     for number in range(4):
         image, _ = draw(number)
         ids = np.random.default_rng(number).integers(0, 4, (SIZE[1], SIZE[0])).astype(np.uint8)
@@ -404,6 +463,9 @@ def test_flat_folder_of_several_classes(tmp_path):
         save(tmp_path / "source" / f"scan{number}_mask.png", Image.fromarray(ids))
     prepare("folder", tmp_path / "source", tmp_path / "out", Plan(num_labels=4))
     assert set(np.unique(rows_of(tmp_path / "out")["train"][0]["mask"])) == {0, 1, 2, 3}
+    words = ["--source", str(tmp_path / "source"), "--output", str(tmp_path / "again"), "--num-labels", "4"]
+    assert main(["data", "prepare", "folder", *words]) == 0
+    assert """--model_config '{"num_labels": 4}'""" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no class ids"):
         prepare("folder", tmp_path / "source", tmp_path / "two")
 
@@ -418,6 +480,19 @@ def test_repeated_names_in_patient_folders(tmp_path):
         ("anna/001", ["anna/masks/001.png"]),
         ("ben/001", ["ben/masks/001.png"]),
     ]
+
+
+def test_repeated_names_in_numbered_folders(tmp_path):
+    for scan in ("scan01", "scan02"):
+        save(tmp_path / "source" / scan / "images" / "001.png", draw(0)[0])
+        save(tmp_path / "source" / scan / "masks" / "001.png", draw(0)[1])
+    problems = Problems()
+    cases = pair_files(Source(tmp_path / "source"), problems, [])
+    assert [(case.name, case.masks) for case in cases] == [
+        ("01/001", ["scan01/masks/001.png"]),
+        ("02/001", ["scan02/masks/001.png"]),
+    ]
+    assert not problems.found
 
 
 def write_busi(folder: Path) -> None:
@@ -529,8 +604,7 @@ def test_dicom_is_windowed_and_keeps_its_spacing(tmp_path):
     narrow = datasets.load_dataset("parquet", data_files=str(tmp_path / "narrow" / "train-*.parquet"), split="train")
     assert (np.asarray(narrow[0]["image"])[0] == 0).sum() > (shown == 0).sum()
     assert "--window=0,100" in (tmp_path / "narrow" / "README.md").read_text()
-    assert "validation got none, because there are too few pictures" in done["notes"][0]
-    assert "There is one split only" in (tmp_path / "narrow" / "README.md").read_text()
+    assert "validation got the smallest group, 1 of 3 pictures" in done["notes"][0]
 
 
 @pytest.mark.parametrize(
@@ -570,6 +644,19 @@ def test_colour_dicom(tmp_path):
     np.testing.assert_array_equal(np.asarray(one.image), pixels)
     with pytest.raises(ValueError, match="^holds more than 8 bits"):
         read_images("s.dcm", (tmp_path / "16.dcm").read_bytes())
+    (one,) = read_images("s.dcm", (tmp_path / "16.dcm").read_bytes(), window=(100 * 255, 200 * 255))
+    np.testing.assert_allclose(np.asarray(one.image), pixels, atol=1)
+
+
+def test_dicom_with_an_empty_window(tmp_path):
+    """Some exports leave its value blank."""
+    fields = {"WindowCenter": None, "WindowWidth": None}
+    write_dicom(tmp_path / "s.dcm", np.full((4, 5), 100), "p", None, **fields)
+    content = (tmp_path / "s.dcm").read_bytes()
+    with pytest.raises(ValueError, match="^holds more than 8 bits"):
+        read_images("s.dcm", content)
+    (one,) = read_images("s.dcm", content, window=(100.0, 200.0))
+    assert set(np.unique(one.image)) == {128}
 
 
 def test_compressed_dicom(tmp_path):
@@ -586,8 +673,8 @@ def test_compressed_dicom(tmp_path):
     header = dcmread(path)
     header.compress(RLELossless)
     header.save_as(path)
-    assert prepare("folder", tmp_path / "source", tmp_path / "out")["counts"] == {"train": 2}
-    pictures = [np.asarray(row["image"]) for row in rows_of(tmp_path / "out")["train"]]
+    prepare("folder", tmp_path / "source", tmp_path / "out")
+    pictures = [np.asarray(row["image"]) for part in rows_of(tmp_path / "out").values() for row in part]
     np.testing.assert_array_equal(*pictures)
     header.file_meta.TransferSyntaxUID, header.PixelData = JPEGLSLossless, encapsulate([b"\xff\xd8 no decoder"])
     header.save_as(path)
@@ -741,9 +828,45 @@ MISTAKES = {
         lambda s: write_xlsx(s / "t.xlsx", [("p0_0", "x")], ("Who", "text")),
         "'t.xlsx' has no column of file names (Image), it has Who, text",
     ),
-    "table with a longer line": (
-        lambda s: (s / "t.csv").write_text("name,remark\np0_0,x,y,z\n"),
+    "table without sentences": (
+        lambda s: (s / "t.csv").write_text("name,remark\np0_0,x\n"),
         "'t.csv' has no column of sentences (Description or text), it has name, remark",
+    ),
+    "sentence with a comma": (
+        lambda s: (s / "t.csv").write_text("name,text\np0_0,infection, two areas\n"),
+        "'t.csv' cannot be read as a table (line 2 has more cells than the head; sentences that hold ',' stand in",
+    ),
+    "red JPEG mask": (
+        lambda s: (
+            (s / "masks" / "p0_0_mask.png").unlink()
+            or save(s / "masks" / "p0_0_mask.jpg", Image.merge("RGB", (draw(0)[1], *[Image.new("L", SIZE)] * 2)))
+        ),
+        "the mask is coloured",
+    ),
+    "JPEG mask of class ids": (
+        lambda s: (
+            (s / "masks" / "p0_0_mask.png").unlink()
+            or save(s / "masks" / "p0_0_mask.jpg", draw(0)[1].point(lambda value: 40 * (value > 0)))
+        ),
+        "which are no class ids",
+    ),
+    "stack of pictures": (
+        lambda s: (
+            (s / "images" / "p0_0.png").unlink()
+            or save(
+                s / "images" / "p0_0.tif",
+                Image.fromarray(np.full((SIZE[1], SIZE[0]), 2000, dtype=np.uint16)),
+                save_all=True,
+                append_images=[Image.fromarray(np.full((SIZE[1], SIZE[0]), 9, dtype=np.uint16))],
+            )
+        ),
+        "is a stack of 2 pictures: save each as a file of its own",
+    ),
+    "GIF masks": (
+        lambda s: [
+            save(path.with_suffix(".gif"), Image.open(path)) or path.unlink() for path in (s / "masks").glob("*.png")
+        ],
+        "holds pictures but no masks: put them into a folder 'masks', or name them like 'scan_mask.png' (GIF is not",
     ),
     "sheet of broken XML": (
         lambda s: spoil_sheet(s / "t.xlsx"),
