@@ -15,7 +15,6 @@ files with `weights_only=False`.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,8 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+
+from .reading import sha256
 
 
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
@@ -68,7 +69,7 @@ class Checkpoints:
             everyone()
             if main:
                 (draft / PROGRESS).write_text(json.dumps({"progress": progress, "run": self.run}, indent=2))
-                files = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
+                files = {path.name: sha256(path) for path in sorted(draft.iterdir())}
                 (draft / MANIFEST).write_text(json.dumps(files, indent=2))
                 _settle(draft, folder)
         # torch says RuntimeError, safetensors an error of its own, where a file cannot be written.
@@ -150,7 +151,7 @@ def find_damage(folder: str | Path) -> str | None:
     for name, digest in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _sha256(folder / name) != digest:
+        if sha256(folder / name) != digest:
             return f"{name} is not the file that was saved (another SHA-256)"
     return None
 
@@ -250,6 +251,8 @@ def _settle(draft: Path, folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt":  # which opens no folder, and syncs nothing that is open for reading
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -259,11 +262,6 @@ def _sync(path: Path) -> None:
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(folder.glob("epoch-*-step-*"))
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first_line(error: Exception) -> str:

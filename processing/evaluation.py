@@ -37,7 +37,7 @@ from .findings import pair_arms, score_findings
 from .metrics import SegmentationMeter, bootstrap, score_case, unit_of
 from .model_card import describe_rows
 from .prompts import mirror_prompt
-from .reading import parse_json, read_json
+from .reading import parse_json, read_json, sha256
 
 
 DEFAULT_ARMS = ("full_text", "no_text", "shuffled_text")
@@ -407,8 +407,6 @@ def local_folder(name: str) -> Path:
 def hash_weights(path: Path) -> str:
     """SHA-256 of a file of weights; of a folder, of its safetensors (or, where it has none, of all its files) in the
     order of their names, which for a single file is that file's own."""
-    from .hub import sha256
-
     if path.is_file():
         return sha256(path)
     files = sorted(path.glob("*.safetensors")) or sorted(file for file in path.rglob("*") if file.is_file())

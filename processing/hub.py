@@ -21,7 +21,7 @@ import yaml  # which the Hub client needs too
 
 from .model_card import MARK, as_written, model_card
 from .predict import check_model_folder
-from .reading import read_json
+from .reading import read_json, sha256
 
 
 # Whatever else lies in a model's folder stays at home: masks and pictures of patients are easily written there.
@@ -313,11 +313,6 @@ def licence() -> bytes:
 
 def read(file: Path | bytes) -> bytes:
     return file if isinstance(file, bytes) else file.read_bytes()
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_any_of(name: str, patterns: tuple[str, ...]) -> bool:

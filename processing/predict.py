@@ -17,7 +17,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from .prompts import normalize_prompt
-from .reading import parse_json, reason
+from .reading import reason, sha256
+from .sources import TABLES, parse_table, spelled_alike
 
 
 # Bytes for each pixel of a picture, beside what its tiles take: while they are made (RGB, and normalised in float32),
@@ -30,7 +31,8 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MASK_SUFFIX = {"png": ".png", "nifti": ".nii.gz", "rle": ".json"}
 PROBABILITY_SUFFIX = {"png": ".png", "nifti": ".nii.gz", "rle": ".png"}
 COLUMNS = (
-    "image", "sentence", "area_px", "area_percent", "mean_probability", "model", "threshold", "tile_size", "status"
+    "image", "picture_sha256", "sentence", "area_px", "area_percent", "mean_probability", "model", "weights",
+    "threshold", "tile_size", "status",
 )  # fmt: skip
 UNFINISHED = "unfinished"  # the status of a picture whose files are being written
 
@@ -49,7 +51,9 @@ def add_command(commands) -> None:
     command = commands.add_parser("predict", help="write the masks of pictures")
     command.add_argument("image", nargs="+", help="picture (PNG, JPEG, TIFF, ...; 8 or 16 bit), or folder of them")
     command.add_argument("--text", help="what to segment, in words; without it the model answers by the picture alone")
-    command.add_argument("--prompts", help="CSV or JSON lines with a sentence per picture: columns image and sentence")
+    command.add_argument(
+        "--prompts", help="table (.csv, .tsv, .xlsx, .jsonl) of a sentence per picture: columns image and sentence"
+    )
     command.add_argument("--model", help="folder of a trained model, or its Hub id; the shipped one for chest X-rays")
     command.add_argument("--revision", help="commit, tag or branch of a model on the Hub; the newest one if left out")
     command.add_argument(
@@ -178,6 +182,7 @@ def predict_many(arguments) -> None:
     name = Path(arguments.model).name if arguments.model == str(SHIPPED_MODEL) else arguments.model
     settings = {
         "model": f"{name}@{arguments.revision}" if arguments.revision else name,
+        "weights": weights_of(arguments.model, arguments.revision),
         "threshold": str(arguments.threshold),
         "tile_size": str(arguments.tile_size or ""),
     }
@@ -186,7 +191,8 @@ def predict_many(arguments) -> None:
         row, places = rows.get(picture.name, {}), outputs(picture).values()
         there = [path for path in places if path.exists()]
         if there and not arguments.overwrite:
-            refuse_to_replace(there[0], row, {"sentence": picture.sentence or "", **settings})
+            now = {"picture_sha256": sha256(picture.path), "sentence": picture.sentence or "", **settings}
+            refuse_to_replace(there[0], row, now)
         if arguments.overwrite or row.get("status") != "ok" or len(there) < len(places):
             left.append(picture)
     failed = 0
@@ -198,6 +204,7 @@ def predict_many(arguments) -> None:
         results = segment(model, processor, left, arguments.threshold, *sizes)
         for picture, image, found, probability in tqdm(results, total=len(left), unit="picture"):
             row = {"image": picture.name, "sentence": picture.sentence or "", **settings, "status": "ok"}
+            row["picture_sha256"] = sha256(picture.path)
             if isinstance(image, Exception):
                 row["status"] = " ".join(str(image).split())
                 failed += 1
@@ -245,12 +252,19 @@ def refuse_collisions(pictures: list[Picture], written: list[Path]) -> None:
 
 def refuse_to_replace(path: Path, row: dict, asked: dict) -> None:
     """Raises ValueError where a file is there that its picture's row of predictions.csv does not name, or that was
-    made in another way than is asked."""
-    if row.get("status") not in ("ok", UNFINISHED):
+    made of another picture or in another way than is asked."""
+    if row and row["status"] not in ("ok", UNFINISHED):
+        raise ValueError(
+            f"'{path}' is of an earlier call, and in a later one its picture failed ({row['status']}): give "
+            "--overwrite, or another --output."
+        )
+    if not row:
         raise ValueError(
             f"'{path}' is there already, and predictions.csv does not say of which picture: give --overwrite, or "
             "another --output."
         )
+    if row["picture_sha256"] != asked["picture_sha256"]:
+        raise ValueError(f"'{path}' was made of another picture of that name: give --overwrite, or another --output.")
     for name, value in asked.items():
         if row["status"] == "ok" and row[name] != value:
             raise ValueError(
@@ -281,7 +295,9 @@ def find_pictures(sources: list[str], written: list[Path]) -> list[Picture]:
         )
     name, count = Counter(picture.name for picture in pictures).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"{count} pictures are called '{name}': give their folders in separate calls.")
+        raise ValueError(
+            f"{count} pictures are called '{name}': give their folders in separate calls, with an --output for each."
+        )
     return pictures
 
 
@@ -294,28 +310,25 @@ def give_sentences(pictures: list[Picture], arguments) -> None:
     sentences = {}
     if arguments.prompts:
         path = Path(arguments.prompts)
-        if path.suffix.lower() == ".csv":
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                try:
-                    lines = list(csv.DictReader(file))
-                except (UnicodeDecodeError, csv.Error) as error:
-                    raise ValueError(f"'{path}' is no CSV table in UTF-8 ({error}): save it again as one.") from error
-        else:
-            remedy = "let its name end in .csv, or write one JSON object per line (JSON lines)"
-            lines = [parse_json(line, f"a line of '{path}'", remedy) for line in path.read_bytes().splitlines()]
-        for line in lines:
-            if not isinstance(line, dict) or not {"image", "sentence"} <= line.keys():
+        if path.suffix.lower() not in TABLES:
+            raise ValueError(f"'{path}' is no table: let its name end in {', '.join(TABLES)} (JSON lines).")
+        for line in parse_table(str(path), path.read_bytes()):
+            if not {"image", "sentence"} <= line.keys():
                 raise ValueError(f"a line of '{path}' lacks the columns image and sentence: add them to all.")
             if not isinstance(line["image"], str):
                 raise ValueError(f"a line of '{path}' names no picture: give its file name as the image.")
-            sentences[line["image"]] = line["sentence"]
-        unknown = sentences.keys() - {picture.name for picture in pictures}
+            name = spelled_alike(line["image"])
+            if name in sentences:
+                raise ValueError(f"'{path}' names '{name}' twice: give one sentence per picture and call.")
+            sentences[name] = line["sentence"]
+        unknown = sentences.keys() - {spelled_alike(picture.name) for picture in pictures}
         if unknown:
             raise ValueError(f"'{path}' names '{min(unknown)}', which is none of the pictures: correct the name.")
     for picture in pictures:
-        if sentences and picture.name not in sentences and arguments.text is None:
+        name = spelled_alike(picture.name)
+        if sentences and name not in sentences and arguments.text is None:
             raise ValueError(f"'{arguments.prompts}' has no line for '{picture.name}': add it, or give --text.")
-        picture.sentence = normalize_prompt(sentences.get(picture.name, arguments.text))
+        picture.sentence = normalize_prompt(sentences.get(name, arguments.text))
 
 
 def load_for(arguments):
@@ -331,6 +344,24 @@ def load_for(arguments):
             "probable: leave --threshold out."
         )
     return model, processor
+
+
+def weights_of(name: str, revision: str | None = None) -> str:
+    """What tells a model from a later one of that name: the beginning of its weights' SHA-256, or of the Hub's commit.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    from huggingface_hub import hf_hub_download
+
+    from .evaluation import hash_weights
+    from .hub import in_plain_words
+
+    check_model_folder(name)
+    if Path(name).is_dir():
+        return hash_weights(Path(name))[:16]
+    with in_plain_words(name):
+        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name[:16]
 
 
 def load(name: str, revision: str | None = None):
@@ -483,7 +514,7 @@ def write(image, found, probability, kind: str, mask, overlay=None, probabilitie
     if kind == "nifti":
         write_nifti(found.astype(np.uint8), mask)
     elif kind == "rle":
-        Path(mask).write_text(json.dumps(run_lengths(found)) + "\n")
+        Path(mask).write_text(json.dumps(run_lengths(found)) + "\n", encoding="utf-8")
     else:
         Image.fromarray(found * np.uint8(255)).save(mask, format="PNG")
     if overlay:
@@ -531,12 +562,14 @@ def resident_memory() -> int:
 
 
 def write_table(path: Path, rows, mode: str = "w") -> None:
-    """Writes predictions.csv anew, or adds rows to it by mode "a"."""
-    with open(path, mode, encoding="utf-8", newline="") as file:
+    """Writes predictions.csv anew, whole or not at all, or adds rows to it by mode "a"."""
+    written = path.with_name(f".{path.name}") if mode == "w" else path
+    with open(written, mode, encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")  # what somebody added to an earlier table
         if mode == "w":
             writer.writeheader()
         writer.writerows(rows)
+    written.replace(path)
 
 
 def read_table(path: Path) -> dict[str, dict]:

@@ -1,9 +1,11 @@
 # Copyright 2026 The TAMISeg authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Files as people send them: whatever a library says of a broken one, and JSON, in one plain sentence."""
+"""Files as people send them: whatever a library says of a broken one, and JSON, in one plain sentence; and their
+hash."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -46,3 +48,9 @@ def read_json(path: str | Path) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"'{path}' holds no JSON object: write it anew.")
     return value
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

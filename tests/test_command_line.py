@@ -22,8 +22,8 @@ from tests.test_modeling import tiny_config
 from tests.test_processing import make_tokenizer
 
 
-def save_tiny_model(folder, num_labels=2):
-    torch.manual_seed(0)
+def save_tiny_model(folder, num_labels=2, seed=0):
+    torch.manual_seed(seed)
     TAMISegForImageSegmentation(tiny_config(num_labels=num_labels)).save_pretrained(folder)
     images = TAMISegImageProcessor(size={"height": 64, "width": 64}, num_labels=num_labels)
     processor = TAMISegProcessor(images, make_tokenizer())

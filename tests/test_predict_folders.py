@@ -4,6 +4,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from processing import predict as room
 from processing.command_line import main
 from processing.predict import run_lengths
+from processing.reading import sha256
 from tests.test_command_line import save_tiny_model
 
 
@@ -138,6 +140,30 @@ def test_rows_of_other_pictures_are_kept(model, scans, tmp_path):
     assert (out / "a1.png").is_file()
 
 
+def test_a_mask_of_another_picture_or_model_is_not_done(model, scans, tmp_path, capsys):
+    out, mine = tmp_path / "masks", tmp_path / "mine"
+    shutil.copytree(model, mine)
+    assert call(mine, scans / "a1.png", "--output", out) == 0
+    before = (out / "a1.png").read_bytes()
+    (tmp_path / "ben").mkdir()
+    Image.effect_noise((47, 33), 90).save(tmp_path / "ben" / "a1.png")
+    assert call(mine, tmp_path / "ben" / "a1.png", "--output", out) == 2
+    assert "was made of another picture of that name: give --overwrite" in capsys.readouterr().err
+    save_tiny_model(mine, seed=1)  # trained again
+    assert call(mine, scans / "a1.png", "--output", out) == 2
+    assert "was made with other settings (weights was" in capsys.readouterr().err
+    assert (out / "a1.png").read_bytes() == before
+    for picture in (tmp_path / "ben", scans):
+        assert call(mine, picture / "a1.png", "--output", out, "--overwrite") == 0
+        assert table(out)["a1.png"]["picture_sha256"] == sha256(picture / "a1.png")
+    assert call(mine, scans / "a1.png", "--output", out) == 0
+    assert "0 pictures segmented, 1 were done before" in capsys.readouterr().out
+    (scans / "a1.png").write_bytes(b"damaged")
+    assert call(mine, scans / "a1.png", "--output", out, "--overwrite") == 2
+    assert call(mine, scans / "a1.png", "--output", out) == 2
+    assert "is of an earlier call, and in a later one its picture failed" in capsys.readouterr().err
+
+
 def test_one_picture_into_a_new_folder(model, scans, tmp_path):
     assert call(model, scans / "a1.png", "--output", tmp_path / "masks") == 0
     assert {path.name for path in (tmp_path / "masks").iterdir()} == {"a1.png", "predictions.csv"}
@@ -189,9 +215,10 @@ def test_a_sentence_for_each_picture(model, scans, tmp_path, kind, capsys):
 
     def write(sentences):
         if kind == "csv":
-            file.write_text("image,sentence\n" + "".join(f"{k},{v}\n" for k, v in sentences.items()))
+            lines = (f"{k};{v}\n".replace("/", "\\") for k, v in sentences.items())  # as Excel on many a Windows
+            file.write_text("image;sentence\n" + "".join(lines))
         else:
-            file.write_text("".join(json.dumps({"image": k, "sentence": v}) + "\n" for k, v in sentences.items()))
+            file.write_text("".join(json.dumps({"image": k, "sentence": v}) + "\n\n" for k, v in sentences.items()))
 
     write(sentences)
     out = tmp_path / "masks"
@@ -273,6 +300,8 @@ def bad_calls(scans, tmp_path):
     (tmp_path / "endless.csv").write_text("image,sentence\na1.png," + "x" * 200_000)
     (tmp_path / "number.jsonl").write_text('{"image": 7, "sentence": "left"}\n')
     (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    (tmp_path / "comma.csv").write_text("image,sentence\na1.png,infection, two areas\n")
+    (tmp_path / "twice.csv").write_text("image,sentence\na1.png,left\na1.png,right\n")
     out = tmp_path / "masks"
     return [
         ([tmp_path / "bare", "--output", out], "holds no picture"),
@@ -284,16 +313,18 @@ def bad_calls(scans, tmp_path):
         ([scans, "--output", out, "--text", "left lung " * 20], "shorten it"),
         ([scans, "--output", out, "--prompts", tmp_path / "words.txt"], "JSON lines"),
         ([scans, "--output", out, "--prompts", tmp_path / "none.csv"], "none.csv"),
-        ([scans, "--output", out, "--prompts", tmp_path / "list.jsonl"], "columns image and sentence"),
+        ([scans, "--output", out, "--prompts", tmp_path / "list.jsonl"], "a line is no object"),
         ([scans, "--output", out, "--prompts", tmp_path / "latin.csv"], "UTF-8"),
         ([scans, tmp_path / "gone.png", "--output", out], "there is no picture"),
-        ([scans, "--output", out, "--prompts", tmp_path / "endless.csv"], "no CSV table in UTF-8"),
+        ([scans, "--output", out, "--prompts", tmp_path / "endless.csv"], "cannot be read as a table"),
         ([scans, "--output", out, "--prompts", tmp_path / "number.jsonl"], "names no picture"),
         ([scans, "--output", out, "--prompts", tmp_path / "deep.jsonl"], "nested too deeply"),
+        ([scans, "--output", out, "--prompts", tmp_path / "comma.csv"], "line 2 has more cells than the head"),
+        ([scans, "--output", out, "--prompts", tmp_path / "twice.csv"], "names 'a1.png' twice"),
     ]
 
 
-@pytest.mark.parametrize("case", range(15))
+@pytest.mark.parametrize("case", range(17))
 def test_bad_calls_get_one_sentence(model, scans, tmp_path, capsys, case):
     words, sentence = bad_calls(scans, tmp_path)[case]
     assert call(model, *words) == 2
