@@ -41,6 +41,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertConfig, BertModel, HfArgumentParser, ResNetConfig, get_scheduler
+from transformers.image_processing_base import ImageProcessingMixin
 
 from modeling_tamiseg import (
     SemanticDistiller,
@@ -95,6 +96,10 @@ class Arguments:
     prompt_dropout: float = field(default=0.2, metadata={"help": "share of training sentences that are hidden"})
     prompt_shortening: float = field(
         default=0.0, metadata={"help": "share of the shown training sentences that lose places or clauses"}
+    )
+    horizontal_flip: float = field(
+        default=0.5,
+        metadata={"help": "share of training views that are mirrored; 0 where sides are not named in plain English"},
     )
     num_workers: int = field(default=0, metadata={"help": "processes that read data"})
     streaming: bool = field(default=False, metadata={"help": "read training rows as they come, with no copy on disk"})
@@ -182,7 +187,7 @@ class Arguments:
             raise ValueError(f"max_grad_norm is {self.max_grad_norm}: give a norm above 0 (a large one hardly clips).")
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(f"{self.report_to} is not installed: pip install {self.report_to}, or --report_to none.")
-        for name in ("prompt_dropout", "prompt_shortening"):
+        for name in ("prompt_dropout", "prompt_shortening", "horizontal_flip"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} is a probability: give a number from 0 to 1, not {value}.")
         if self.push_to_hub and (self.stage != "finetune" or self.hub_model_id is None):
@@ -197,8 +202,12 @@ class Arguments:
             raise ValueError(f"model_config is no JSON ({error}): write it as '{{\"hidden_size\": 96}}'.") from error
         if not isinstance(fields, dict):
             raise ValueError(f"model_config is {self.model_config}: write it as '{{\"hidden_size\": 96}}'.")
-        if unknown := [key for key in fields if key not in {"num_labels", *TAMISegConfig.__dataclass_fields__}]:
-            raise ValueError(f"model_config has unknown fields {unknown}: see TAMISegConfig for the known ones.")
+        known = {"num_labels", *TAMISegConfig.__dataclass_fields__} - {"vision_config", "text_config"}
+        if unknown := [key for key in fields if key not in known]:
+            raise ValueError(
+                f"model_config has unknown fields {unknown}: see TAMISegConfig for the known ones (the encoders' are "
+                "those of vision_model and text_model)."
+            )
 
 
 def as_words(fields: dict) -> list[str]:
@@ -207,6 +216,8 @@ def as_words(fields: dict) -> list[str]:
     for key, value in fields.items():
         if value is not None:
             text = json.dumps(value) if isinstance(value, dict) else str(value)
+            if key == "mixed_precision" and value is False:  # YAML's reading of its "no"
+                text = "no"
             words += [f"--{key}", text.lower() if isinstance(value, bool) else text]
     return words
 
@@ -288,7 +299,19 @@ def build_processor(arguments: Arguments, rows) -> TAMISegProcessor:
     else:
         tokenizer = AutoTokenizer.from_pretrained(arguments.text_model)
     size = {"height": arguments.image_size, "width": arguments.image_size}
-    return TAMISegProcessor(TAMISegImageProcessor(size=size), tokenizer)
+    return TAMISegProcessor(TAMISegImageProcessor(size=size, **normalization_of(arguments.vision_model)), tokenizer)
+
+
+def normalization_of(vision_model: str) -> dict:
+    """Mean and standard deviation of the pictures that an image encoder was trained on, where its folder or Hub
+    repository says them; those of ImageNet are what is taken otherwise."""
+    if vision_model == "tiny":
+        return {}
+    try:
+        told, _ = ImageProcessingMixin.get_image_processor_dict(vision_model)
+    except OSError:  # it has none
+        return {}
+    return {key: told[key] for key in ("image_mean", "image_std") if told.get(key)}
 
 
 def build_model(arguments: Arguments, processor: TAMISegProcessor):
@@ -387,7 +410,7 @@ def label_weights(accelerator, labels: torch.Tensor) -> torch.Tensor:
     up to the loss over all labelled rows, however a step is divided."""
     labelled = (labels != IGNORE_INDEX).flatten(1).any(dim=1).float()
     share = accelerator.reduce(labelled.mean(), "mean").item()
-    return labelled.cpu().double() / (share or 1.0)  # in float64 the mean of an undivided step is 1 to the last bit
+    return labelled.cpu().double() / (share or 1.0)
 
 
 def compute_losses(model, distiller, text_inputs, autocast, batch, distillation_weight: float) -> dict:
@@ -456,7 +479,7 @@ def main(argv=None) -> dict:
     pretraining = arguments.stage == "pretrain"
     distills = bool(arguments.teacher and arguments.distillation_weight and not pretraining)
     views = {
-        "augmentation": JointAugmentation(),
+        "augmentation": JointAugmentation(horizontal_flip=arguments.horizontal_flip),
         "perturbation": ConsistencyPerturbation() if pretraining else None,
         "prompt_dropout": 0.0 if pretraining else arguments.prompt_dropout,
         "prompt_shortening": 0.0 if pretraining else arguments.prompt_shortening,
@@ -499,7 +522,11 @@ def main(argv=None) -> dict:
     distiller = None
     if distills:
         distiller = SemanticDistiller.from_pretrained(
-            arguments.teacher, model.vision_encoder.channels, projector_size=arguments.projector_size
+            arguments.teacher,
+            model.vision_encoder.channels,
+            projector_size=arguments.projector_size,
+            student_mean=processor.image_processor.image_mean,
+            student_std=processor.image_processor.image_std,
         ).to(accelerator.device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     vision = {id(p) for p in model.vision_encoder.parameters()}
@@ -691,7 +718,8 @@ def main(argv=None) -> dict:
             if arguments.dataset == "builtin":  # the only pictures that anybody may be shown
                 write_examples(best, processor, output / "examples.png")
             pictures = {name: f"../{name}" for name in ("curves.png", "examples.png") if (output / name).is_file()}
-            (output / "best" / "README.md").write_text(model_card([result], str(output / "best"), pictures))
+            card = model_card([result], (output / "best").as_posix(), pictures)
+            (output / "best" / "README.md").write_text(card, encoding="utf-8")
     say(f"\nvalidation, {len(eval_rows)} rows   Dice per image   Dice global")
     for arm, score in scores.items():
         say(f"  {arm.replace('_', ' '):<26}{100 * score['dice_per_image']:>10.2f}{100 * score['dice_global']:>14.2f}")

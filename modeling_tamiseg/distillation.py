@@ -6,8 +6,9 @@ after (paper). Nothing imports this file: neither the teacher nor the projectors
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # real without torchvision, too
 
 from .losses import distillation_loss
 
@@ -83,7 +84,7 @@ class SemanticDistiller(nn.Module):
         settings = {"image_size": (size, size) if isinstance(size, int) else tuple(size)}
         try:
             processor = AutoImageProcessor.from_pretrained(teacher_name_or_path)
-        except (OSError, ValueError, ImportError):
+        except (OSError, ValueError):
             processor = None  # many checkpoints come without one
         if processor is not None:
             size = getattr(processor, "crop_size", None) or processor.size

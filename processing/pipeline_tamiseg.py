@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A picture and a sentence to a mask in one call, in the output format of the stock segmentation pipeline."""
 
+import inspect
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Pipeline
+from transformers import Pipeline, PreTrainedModel
 
 from .prompts import normalize_prompt
 
@@ -66,7 +67,8 @@ class TAMISegPipeline(Pipeline):
             ValueError: as the model's.
         """
         self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory, **kwargs)
+        of_weights = inspect.signature(PreTrainedModel.save_pretrained).parameters.keys() - {"push_to_hub", "token"}
+        self.processor.save_pretrained(save_directory, **{k: v for k, v in kwargs.items() if k not in of_weights})
 
     def _sanitize_parameters(self, text: str | None = None, threshold: float | None = None):
         return (

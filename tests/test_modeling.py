@@ -12,6 +12,8 @@ from transformers import (
     BertModel,
     ConvNextConfig,
     MobileNetV2Config,
+    PvtV2Backbone,
+    PvtV2Config,
     ResNetConfig,
     Trainer,
     TrainingArguments,
@@ -467,6 +469,12 @@ def test_a_teacher_that_reads_no_pictures_is_refused():
     text = BertModel(BertConfig(**{key: value for key, value in TEXT.items() if key != "model_type"}))
     with pytest.raises(ValueError, match="is a bert, which reads no pictures"):
         SemanticDistiller(text, [8, 16, 24, 32], (64, 64))
+
+
+def test_a_backbone_without_a_stem(tmp_path):
+    small = {"hidden_sizes": [8, 8, 8, 8], "depths": [1] * 4, "num_attention_heads": [1] * 4, "mlp_ratios": [1] * 4}
+    PvtV2Backbone(PvtV2Config(**small, out_indices=[0, 1, 2, 3])).save_pretrained(tmp_path)
+    assert load_vision_model(tmp_path)[1] == [4, 8, 16, 32]
 
 
 @pytest.mark.parametrize("config", [ViTConfig, BertConfig])

@@ -121,21 +121,50 @@ def test_flag_beats_file_beats_default(tmp_path):
     assert parse_arguments(words).learning_rate == pytest.approx(3e-4)
     assert parse_arguments([*words, "--epochs", "2"]).epochs == 2
     assert parse_arguments([f"--config={path}", "--output_dir", "x"]).epochs == 7
-    path.write_text("model_config: {hidden_size: 96}\nstage: pretrain\nepochs:\ncache: true\n")
+    path.write_text("model_config: {hidden_size: 96}\nstage: pretrain\nepochs:\ncache: true\nmixed_precision: no\n")
     read = parse_arguments(words)
+    assert read.mixed_precision == "no"  # which YAML reads as false
     assert (read.model_config, read.epochs, read.cache) == ('{"hidden_size": 96}', 20, True)
 
 
-@pytest.mark.parametrize("text", ["epoch: 7", "[stage, pretrain]", "stage: [pretrain", "stage: Pretrain",
-                                  "epochs: 2.5", "cache: maybe", "model_config: [1]"])  # fmt: skip
-def test_what_a_file_says_is_checked_as_flags_are(tmp_path, capsys, text):
+def test_pictures_are_normalised_as_the_encoder_knows_them(tmp_path):
+    words = ["--stage", "finetune", "--output_dir", "x", "--vision_model"]
+    rows = [{"prompt": "left"}]
+    (tmp_path / "none").mkdir()
+    for name in ("tiny", str(tmp_path / "none")):
+        processor = train_hf.build_processor(parse_arguments([*words, name]), rows)
+        assert processor.image_processor.image_mean == pytest.approx([0.485, 0.456, 0.406])
+    told = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 0.5], "do_resize": False}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    processor = train_hf.build_processor(parse_arguments([*words, str(tmp_path)]), rows)
+    images = processor.image_processor
+    assert (list(images.image_mean), list(images.image_std)) == (told["image_mean"], told["image_std"])
+    processor.save_pretrained(tmp_path / "ours")  # as stage 1 leaves it for stage 2
+    again = train_hf.build_processor(parse_arguments([*words, str(tmp_path / "ours")]), rows)
+    assert list(again.image_processor.image_std) == told["image_std"] and again.image_processor.do_resize
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("epoch: 7", "unknown fields ['epoch']"),
+        ("[stage, pretrain]", "holds a list"),
+        ("stage: [pretrain", "cannot be read as YAML"),
+        ("stage: Pretrain", "argument --stage: invalid choice: 'Pretrain'"),
+        ("epochs: 2.5", "argument --epochs: invalid int value: '2.5'"),
+        ("cache: maybe", "argument --cache: Truthy value expected"),
+        ("model_config: [1]", "model_config is [1]: write it as"),
+        ("model_config: {text_config: {}}", "model_config has unknown fields ['text_config']"),
+    ],
+)
+def test_what_a_file_says_is_checked_as_flags_are(tmp_path, capsys, text, sentence):
     path = tmp_path / "run.yaml"
     path.write_text(text + "\n")
     stage = [] if "stage" in text else ["--stage", "pretrain"]
     with pytest.raises((ValueError, SystemExit)) as error:
         parse_arguments(["--config", str(path), "--output_dir", "x", *stage])
     said = f"{error.value} {capsys.readouterr().err}"
-    assert any(word in said for word in ("run.yaml", "--stage", "--epochs", "--cache", "model_config")), said
+    assert sentence in said, said
 
 
 @pytest.mark.parametrize(

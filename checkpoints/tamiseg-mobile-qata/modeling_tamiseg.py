@@ -429,7 +429,8 @@ def load_vision_model(name_or_path: str) -> tuple[PreTrainedModel, list[int]]:
             # 1/16 is the coarsest scale: what would go to 1/32 stays there, dilated, with the weights it has.
             config.output_stride = 16
         return AutoModel.from_pretrained(name_or_path, config=config, dtype=torch.float32), [2, 4, 8, 16]
-    if type(config) not in MODEL_FOR_BACKBONE_MAPPING or len(config.stage_names) < 5:
+    stages = [name for name in getattr(config, "stage_names", ()) if name != "stem"]
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING or len(stages) < 4:
         raise ValueError(
             f"'{name_or_path}' is a {config.model_type}, which is no image encoder of four maps: give a ResNet, a "
             "MobileNetV2 or any backbone with at least four stages."
