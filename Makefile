@@ -38,8 +38,8 @@ quality: $(READY)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 
-clean:
-	rm -rf .venv runs build *.egg-info
+clean:  ## what the targets above made; your own runs/ stay
+	rm -rf .venv runs/quickstart build *.egg-info
 
 # torch first and by itself, in the one version that constraints.txt names: whatever build pip finds of it, the rest
 # then accepts. For a CPU-only build, set PIP_EXTRA_INDEX_URL to torch's CPU index before the first make.

@@ -87,21 +87,21 @@ class Handlers:
         # a component which had an update before.
         self.kept: set[str] = set()
 
-    def on_upload(self, path: str | None):
+    def on_upload(self, path: str | None) -> list:
         """Says at once what is wrong with a file, and shows what browsers cannot draw (TIFF, 16 bits) as they will be
-        read. Gives picture and status."""
+        read. Gives the picture, and what `no_answer` gives: the last answer was of another one."""
         if path is None:  # cleared before its turn came
-            return None, status_html(READY)
+            return [None, *no_answer(status_html(READY))]
         if self.segmenter is None:
-            return path, status_html(self.problem, "bad")
+            return [path, *no_answer(status_html(self.problem, "bad"))]
         try:
             picture, notes = self.segmenter.read(path)
         except ValueError as error:
-            return None, status_html(str(error), "bad")
+            return [None, *no_answer(status_html(str(error), "bad"))]
         shows = Path(path).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif") and not notes
         size = f"{picture.width}x{picture.height} pixels."
         preview = path if shows else self.keep(f"{Path(path).stem}.png", png(picture))
-        return preview, status_html(" ".join(["Picture read:", size, *notes]))
+        return [preview, *no_answer(status_html(" ".join(["Picture read:", size, *notes])))]
 
     def on_segment(self, path: str | None, text: str, threshold: float, opacity: float) -> Iterator[list]:
         """Gives what is kept, the choice of a finding, the heat map, and what `on_view` gives."""
@@ -114,7 +114,7 @@ class Handlers:
             picture, notes = self.segmenter.read(path)
             answer = self.segmenter.ask(picture, text)
         except ValueError as error:
-            yield [None, gr.Radio(visible=False), None, status_html(str(error), "bad"), *blank_view()[1:]]
+            yield no_answer(status_html(str(error), "bad"))
             return
         answer.notes = notes + answer.notes
         answer.stem = file_stem(Path(path).stem, "picture")
@@ -298,7 +298,7 @@ def sent_picture(text: str) -> str | BinaryIO:
     if len(text) > MAX_FILE_BYTES * 4 / 3:
         raise ValueError(f"The picture is larger than {MAX_FILE_BYTES // 2**20} MB: make it smaller first.")
     try:
-        return io.BytesIO(base64.b64decode(text.rpartition(",")[2], validate=True))
+        return io.BytesIO(base64.b64decode("".join(text.rpartition(",")[2].split()), validate=True))
     except ValueError as error:
         raise ValueError("The picture is not in base64: encode the bytes of its file.") from error
 
@@ -312,6 +312,11 @@ def blank_view() -> list:
     """As `Handlers.on_view`, where there is no answer."""
     no_file = gr.DownloadButton(value=None, interactive=False)
     return [status_html(READY), None, None, "", scale_html(0.5), None, "", no_file, no_file]
+
+
+def no_answer(status: str) -> list:
+    """As `Handlers.on_segment`, where there is no answer but a status."""
+    return [None, gr.Radio(visible=False), None, status, *blank_view()[1:]]
 
 
 def status_html(text: str, kind: str = "good") -> str:
@@ -580,15 +585,16 @@ def build(handlers: Handlers) -> gr.Blocks:
 
         view = [status, painted, compared, legend, scale, mask, table, download, download_all]
         knobs = [kept, threshold, opacity, choice]
+        answered = [kept, choice, heat, *view]
         asked = {
             "fn": handlers.on_segment,
             "inputs": [picture, prompt, threshold, opacity],
-            "outputs": [kept, choice, heat, *view],
+            "outputs": answered,
             "show_progress_on": [painted],
             **one_by_one,
             **private,
         }
-        picture.upload(handlers.on_upload, picture, [picture, status], **quick, **one_by_one, **private)
+        picture.upload(handlers.on_upload, picture, [picture, *answered], **quick, **one_by_one, **private)
         runs = [run.click(**asked), prompt.submit(**asked)]
         picked = gallery.select(pick, None, [picture, prompt], queue=False, **private)
         runs.append(picked.then(**asked))
@@ -600,9 +606,9 @@ def build(handlers: Handlers) -> gr.Blocks:
         choice.input(handlers.on_heat, [kept, choice], heat, **at_once, **private)
         stop.click(say_stopped, None, status, cancels=runs, queue=False, **private)
         clear.click(
-            lambda: [None, "", None, gr.Radio(visible=False), None, *blank_view()],
+            lambda: [None, "", *no_answer(status_html(READY))],
             None,
-            [picture, prompt, kept, choice, heat, *view],
+            [picture, prompt, *answered],
             cancels=runs,
             queue=False,
             **private,

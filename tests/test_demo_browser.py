@@ -217,6 +217,13 @@ def test_bad_files_get_a_sentence_and_the_page_lives_on(visit, picture, tmp_path
     folder.mkdir()
     page = visit()
     ask(page, picture)
+    expect(page.locator("#tam-download")).to_be_enabled()
+    upload(page, picture)
+    says(page, "Picture read")  # and the answer, which may be of another patient, is gone
+    expect(page.locator("#tam-table table")).to_have_count(0)
+    expect(page.locator("#tam-download")).to_be_disabled()
+    set_threshold(page, 0.4)
+    expect(page.locator("#tam-table table")).to_have_count(0)
     for name, words in write_bad_files(folder).items():
         upload(page, folder / name)
         says(page, words)
