@@ -23,12 +23,13 @@ Dice in %, the mean over seeds and in brackets the lowest and the highest. "Its 
 model was chosen; for one that never saw a sentence, it is none. Differences are to the variant that is named, in
 points of Dice per image over the same test cases and seeds, seeds averaged case by case; their 95 % intervals are
 drawn over patients, as is p (Wilcoxon signed-rank, corrected by Holm within each column of a table) and the effect
-size d (mean over standard deviation of the patients' differences). So they say how these seeds' models differ on other
-patients; what other seeds would do, the column of single seeds hints at. The lines below a table speak of the case's
-own sentence: "better" or "worse" where p is below 0.05, the interval leaves 0 out and all seeds agree on the sign; "no
-difference shown" where p or the interval does not allow more. GFLOPs are of one picture, its sentence read before;
-parameters without the text encoder. Where shares of the masks are compared, the band of a curve is the 95 % interval
-over patients of the seeds' mean, and each dot a seed."""
+size d (mean over standard deviation of the patients' differences); p and d count each patient once, the difference
+counts each picture. So they say how these seeds' models differ on other patients; what other seeds would do, the
+column of single seeds hints at. The lines below a table speak of the case's own sentence: "better" or "worse" where p
+is below 0.05, the interval leaves 0 out and all seeds agree on the sign; "no difference shown" where p or the interval
+does not allow more. GFLOPs are of one picture, its sentence read before; parameters without the text encoder. Where
+shares of the masks are compared, the band of a curve is the 95 % interval over patients of the seeds' mean, and each
+dot a seed."""
 
 
 def load_summaries(results: Path) -> dict[str, dict]:
@@ -166,7 +167,15 @@ def searches(table: dict) -> str:
     for row in searched:
         tried = ", ".join(f"{entry['value']:g} {100 * entry['score']:.1f}" for entry in row["search"]["scores"])
         lines.append(f"- {words(row['variant'])}: **{row['search']['chosen']:g}** ({tried})")
-    return "\n".join(lines)
+    highest = max(entry["value"] for entry in search["scores"])
+    at_the_end = sum(row["search"]["chosen"] == highest for row in searched)
+    lines.append(
+        f"\n{at_the_end} of {len(searched)} took the highest value that was tried; what a higher one would bring is "
+        "unknown."
+        if at_the_end
+        else ""
+    )
+    return "\n".join(lines).rstrip()
 
 
 def spread(values: list[float]) -> str:
