@@ -360,7 +360,7 @@ def weights_of(name: str, revision: str | None = None) -> str:
     check_model_folder(name)
     if Path(name).is_dir():
         return hash_weights(Path(name))[:16]
-    with in_plain_words(name):
+    with in_plain_words(f"{name}@{revision}" if revision else name):
         return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name[:16]
 
 
