@@ -21,7 +21,6 @@ from transformers import CLIPSegConfig, SegformerConfig, SegformerForSemanticSeg
 from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
 
 from modeling_tamiseg import TAMISegForImageSegmentation
-from modeling_tamiseg.alignment import position_code
 from modeling_tamiseg.losses import segmentation_loss
 from modeling_tamiseg.outputs import TAMISegImageSegmentationOutput
 from processing import TAMISegProcessor
@@ -179,7 +178,8 @@ class EncoderUNet(Baseline):
 
 class ClipSegDecoder(Baseline):
     """CLIPSeg's decoder of transformers on the three coarser maps of the very encoder that ours has; the sentence, the
-    mean of its words' states, scales and shifts its tokens as CLIP's text vector does there."""
+    mean of its words' states, scales and shifts its tokens as CLIP's text vector does there. Where its tokens lie they
+    know by the borders of the convolutions alone; with our position code added, it did worse (experiments/README.md)."""
 
     stride = 16
     reads_our_encoder = True
@@ -211,8 +211,6 @@ class ClipSegDecoder(Baseline):
         tokens = []
         for lateral, feature_map in zip(self.network["lateral"], maps, strict=True):
             cells = lateral(F.adaptive_avg_pool2d(feature_map, grid)).flatten(2).transpose(1, 2)
-            # CLIP's states know where they are; those of convolutions are told, as in ours.
-            cells = cells + position_code(*grid, cells.shape[-1], (0.0, 0.0, 1.0, 1.0), like=cells)
             first = cells.mean(dim=1, keepdim=True)  # where CLIPSeg's decoder expects the class token
             tokens.append(torch.cat([first, cells], dim=1))
         nothing = self.network["no_sentence"].weight
