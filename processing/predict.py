@@ -204,11 +204,11 @@ def predict_many(arguments) -> None:
         results = segment(model, processor, left, arguments.threshold, *sizes)
         for picture, image, found, probability in tqdm(results, total=len(left), unit="picture"):
             row = {"image": picture.name, "sentence": picture.sentence or "", **settings, "status": "ok"}
-            row["picture_sha256"] = sha256(picture.path)
             if isinstance(image, Exception):
                 row["status"] = " ".join(str(image).split())
                 failed += 1
             else:
+                row["picture_sha256"] = sha256(picture.path)
                 places = outputs(picture)
                 for path in places.values():
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -569,7 +569,8 @@ def write_table(path: Path, rows, mode: str = "w") -> None:
         if mode == "w":
             writer.writeheader()
         writer.writerows(rows)
-    written.replace(path)
+    if mode == "w":
+        written.replace(path)
 
 
 def read_table(path: Path) -> dict[str, dict]:

@@ -193,6 +193,20 @@ def test_a_bad_picture_stops_no_other(model, scans, tmp_path, capsys):
     assert "1 pictures segmented, 3 were done before" in capsys.readouterr().out
 
 
+def test_a_picture_that_goes_away_stops_no_other(model, scans, tmp_path, monkeypatch):
+    load = room.load
+
+    def load_late(*arguments):
+        (scans / "a1.png").unlink()  # found when the folder was listed, gone when its turn comes
+        return load(*arguments)
+
+    monkeypatch.setattr(room, "load", load_late)
+    assert call(model, scans, "--output", tmp_path / "masks") == 2
+    rows = table(tmp_path / "masks")
+    assert "a1.png" in rows["a1.png"]["status"] and rows["a1.png"]["picture_sha256"] == ""
+    assert rows["b/b1.jpg"]["status"] == rows["b/b2.tif"]["status"] == "ok"
+
+
 def test_masks_inside_the_pictures_folder_are_not_segmented(model, scans):
     for _ in range(2):
         assert call(model, scans, "--output", scans / "masks", "--overlay", scans / "seen") == 0
