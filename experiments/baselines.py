@@ -178,8 +178,8 @@ class EncoderUNet(Baseline):
 
 class ClipSegDecoder(Baseline):
     """CLIPSeg's decoder of transformers on the three coarser maps of the very encoder that ours has; the sentence, the
-    mean of its words' states, scales and shifts its tokens as CLIP's text vector does there. Where its tokens lie they
-    know by the borders of the convolutions alone; with our position code added, it did worse (experiments/README.md)."""
+    mean of its words' states, scales and shifts its tokens as CLIP's text vector does there. Its tokens know where
+    they lie by the convolutions' borders alone: our position code made it worse (experiments/README.md)."""
 
     stride = 16
     reads_our_encoder = True
