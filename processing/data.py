@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows {image, mask, prompt, name, patient_id} from any source, and the torch data set that training reads them by.
 
-rows = load_rows("builtin", "train")        # or a folder, or a Hub id
+rows = load_rows("builtin", "train")        # or a folder, or a Hub id ("owner/name", "owner/name:configuration")
 data = SegmentationDataset(rows, image_processor, augmentation=JointAugmentation(), prompt_dropout=0.1)
 batches = DataLoader(data, batch_size=8, shuffle=True, collate_fn=collate)
 """
@@ -44,7 +44,8 @@ def load_rows(source: str, split: str, *, max_rows: int | None = None, seed: int
     """Gives the rows of one split.
 
     Args:
-        source: `"builtin"` (the synthetic sample), a folder, or the id of a data set on the Hub. A folder holds
+        source: `"builtin"` (the synthetic sample), a folder, or the id of a data set on the Hub, where it has several
+            configurations with one of them, as "owner/name:configuration". A folder holds
             - parquet files whose names begin with the split (`train-00000-of-00001.parquet`), at any depth, or
             - what `DatasetDict.save_to_disk` or `Dataset.save_to_disk` wrote, or
             - `<split>/metadata.jsonl`, one line {"image_file_name", "mask_file_name", "prompt", "name", "patient_id"}
@@ -533,14 +534,31 @@ def _load_image_folder(folder: Path, split: str):
 def _load_hub(source: str, split: str, streaming: bool = False):
     from datasets import get_dataset_split_names, load_dataset
 
+    hub_id, _, configuration = source.partition(":")
     try:
-        splits = get_dataset_split_names(source)
+        splits = get_dataset_split_names(hub_id, configuration or None)
     except (OSError, ValueError, RuntimeError) as error:
+        known = _configurations(hub_id)
+        if known and configuration not in known and (configuration or len(known) > 1):
+            examples = _listed([f"{hub_id}:{name}" for name in known])
+            raise ValueError(
+                f"'{source}' does not say which configuration is meant: give one of {examples}."
+            ) from error
         raise FileNotFoundError(
             f"'{source}' is neither a folder here nor a data set that the Hub gives ({_first_line(error)}): "
             "check the spelling, the connection, and the login if it is private."
         ) from error
-    return load_dataset(source, split=_find_split(split, splits, source), streaming=streaming)
+    return load_dataset(hub_id, configuration or None, split=_find_split(split, splits, source), streaming=streaming)
+
+
+def _configurations(hub_id: str) -> list[str]:
+    """The names of a data set's configurations; none where the Hub does not say."""
+    from datasets import get_dataset_config_names
+
+    try:
+        return get_dataset_config_names(hub_id)
+    except (OSError, ValueError, RuntimeError):
+        return []
 
 
 def _find_split(split: str, available, source) -> str:

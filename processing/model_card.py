@@ -179,13 +179,15 @@ def _front_matter(results, training: dict, name: str) -> str:
     evaluations = []
     for result in results:
         dataset, split = result.get("arguments", arguments).get("dataset", "unnamed"), result["split"]
+        hub_id, _, configuration = dataset.partition(":") if dataset in public else ("local", None, None)
         for arm, score in result["scores"].items():
             for metric in ("dice_per_image", "dice_global", "iou_per_image", "iou_global"):
                 evaluations.append(
                     EvalResult(
                         task_type="image-segmentation",
                         task_name="Text-guided segmentation",
-                        dataset_type=dataset if dataset in public else "local",
+                        dataset_type=hub_id,
+                        dataset_config=configuration or None,
                         dataset_name=_dataset_title(dataset),
                         dataset_split=split,
                         metric_type=metric.split("_")[0],
@@ -201,7 +203,7 @@ def _front_matter(results, training: dict, name: str) -> str:
         license="apache-2.0" if ours else "other",
         license_name=None if ours else "terms-of-the-training-data",
         tags=["tamiseg", "medical-imaging", "text-guided-segmentation", "research-only"],
-        datasets=[arguments["dataset"]] if arguments.get("dataset") in public else None,
+        datasets=[arguments["dataset"].partition(":")[0]] if arguments.get("dataset") in public else None,
         base_model=[encoder for encoder in encoders if encoder in public] or None,
         metrics=["dice", "iou"] if evaluations else None,
         model_name=_title(name) if evaluations else None,

@@ -176,11 +176,22 @@ def test_image_folder(tmp_path):
 
 
 def test_hub(monkeypatch):
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda source: ["train", "dev"])
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda source, split, streaming: table({"train": 4, "dev": 2}[split])
-    )
+    sizes = {None: {"train": 4, "dev": 2}, "ct": {"train": 3}}
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda hub_id, name: list(sizes[name]))
+    monkeypatch.setattr(datasets, "load_dataset", lambda hub_id, name, split, streaming: table(sizes[name][split]))
     assert len(load_rows("somebody/scans", "validation")) == 2
+    assert len(load_rows("somebody/scans:ct", "train")) == 3
+
+
+@pytest.mark.parametrize("source", ["somebody/scans", "somebody/scans:cr"])
+def test_configurations_of_the_hub_are_named(monkeypatch, source):
+    def no_such(hub_id, name):
+        raise ValueError("Config name is missing.\nPlease pick one")
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", no_such)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda hub_id: ["ct", "mr"])
+    with pytest.raises(ValueError, match=f"'{source}' .* one of somebody/scans:ct, somebody/scans:mr."):
+        load_rows(source, "train")
 
 
 def test_max_rows_is_a_seeded_random_subset(tmp_path):
@@ -286,10 +297,11 @@ def test_wrong_sources(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="max_rows is 0: give at least 1"):
         load_rows("builtin", "train", max_rows=0)
 
-    def unreachable(source):
+    def unreachable(*of):
         raise ConnectionError("Couldn't reach the Hub\nat all")
 
     monkeypatch.setattr(datasets, "get_dataset_split_names", unreachable)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", unreachable)
     with pytest.raises(
         FileNotFoundError, match=r"'somebody/scans' is neither .*\(Couldn't reach the Hub\): check the"
     ):
@@ -660,11 +672,11 @@ def test_stream_refusals(tmp_path):
 
 
 def test_stream_from_the_hub(tmp_path, monkeypatch):
-    def load(source, split, streaming):
+    def load(source, configuration, split, streaming):
         assert streaming
         return table({"train": 4, "dev": 2}[split]).to_iterable_dataset()
 
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda source: ["train", "dev"])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda source, configuration: ["train", "dev"])
     monkeypatch.setattr(datasets, "load_dataset", load)
     stream, count = stream_rows("somebody/scans", "validation")
     assert count is None  # this Hub does not say

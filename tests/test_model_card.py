@@ -151,11 +151,12 @@ def test_front_matter_is_read_by_the_hub_s_own_reader(result):
     assert values["test", "Dice per image, its own sentence"] == 0.6124
     expected = result["scores"]["shuffled_text"]["iou_global"]
     assert values["validation", "IoU global, another case's sentence"] == pytest.approx(expected, abs=1e-4)
-    results[0]["arguments"] |= {"dataset": "lab/scans", "vision_model": "microsoft/resnet-50"}
+    results[0]["arguments"] |= {"dataset": "lab/scans:ct", "vision_model": "microsoft/resnet-50"}
     results[0]["sources"] |= {"dataset": "Hub", "vision_model": "Hub"}
     data = ModelCard(model_card(results, "user/mine", {})).data.to_dict()
     assert data["datasets"] == ["lab/scans"] and data["base_model"] == ["microsoft/resnet-50"]
-    assert data["model-index"][0]["results"][0]["dataset"]["type"] == "lab/scans"
+    dataset = data["model-index"][0]["results"][0]["dataset"]
+    assert (dataset["type"], dataset["config"]) == ("lab/scans", "ct")
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
