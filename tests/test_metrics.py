@@ -1,11 +1,12 @@
 # Copyright 2026 The TAMISeg authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics against numbers done by hand and against an independent computation over sets of pixels."""
+"""Metrics against numbers done by hand, an independent computation over sets of pixels, and MONAI."""
 
 import json
 
 import numpy as np
 import pytest
+import torch
 
 from processing.metrics import (
     BINS,
@@ -119,6 +120,64 @@ def test_agrees_with_sets_of_pixels():
     assert result["iou_global"] == pytest.approx(result["dice_global"] / (2 - result["dice_global"]))
 
 
+def odd_masks(kind, random):
+    """Two masks of one size, of up to 40 pixels a side."""
+    from scipy.ndimage import gaussian_filter
+
+    shape = random.integers(3, 40, 2)
+    first, second = np.zeros((2, *shape), dtype=bool)
+    if kind == "noise":
+        return tuple(random.random(shape) < random.uniform(0.02, 0.95) for _ in range(2))
+    if kind == "blobs":
+        fields = (gaussian_filter(random.standard_normal(shape), 2) for _ in range(2))
+        return tuple(field > np.median(field) for field in fields)
+    if kind == "border and corner":
+        first[:, : random.integers(1, shape[1])] = second[-1, -1] = True
+    elif kind == "all and one":
+        first[:], second[tuple(shape // 2)] = True, True
+    elif kind == "one is empty":
+        first[tuple(shape // 2)] = True
+    return first, second
+
+
+@pytest.mark.filterwarnings("ignore:::monai")
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.7, 1.9)])
+@pytest.mark.parametrize("kind", ["noise", "blobs", "border and corner", "all and one", "one is empty"])
+def test_agrees_with_monai(kind, spacing):
+    from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_surface_dice
+
+    def one_hot(mask):
+        return torch.tensor(np.stack([~mask, mask])[None], dtype=torch.float32)
+
+    random = np.random.default_rng(0)
+    for _ in range(8):
+        masks = odd_masks(kind, random)
+        both, (tp, fp, fn, _) = [one_hot(mask) for mask in masks], confusion(*masks)
+        overlap = [compute(*both, include_background=False).item() for compute in (compute_dice, compute_iou)]
+        if masks[1].any():  # without a target MONAI says NaN
+            assert overlap == pytest.approx([dice(tp, fp, fn), iou(tp, fp, fn)], abs=1e-6)
+        ours = surface_scores(*masks, tolerance=2.0, spacing=spacing)
+        theirs = compute_surface_dice(*both, class_thresholds=[2.0], include_background=False, spacing=spacing)
+        assert ours["surface_dice"] == pytest.approx(theirs.item(), abs=1e-5)
+        distance = compute_hausdorff_distance(*both, include_background=False, percentile=95, spacing=list(spacing))
+        if kind == "one is empty":
+            assert ours["hd95"] is None and not np.isfinite(distance.item())
+        else:
+            assert ours["hd95"] == pytest.approx(distance.item(), rel=1e-5)
+
+
+def test_calibration_agrees_with_monai():
+    from monai.metrics import CalibrationErrorMetric
+
+    random = np.random.default_rng(0)
+    probability = random.random((4, 1, 30, 30), dtype=np.float32)
+    target = random.random(probability.shape) < probability**2  # overconfident
+    theirs = CalibrationErrorMetric(num_bins=BINS, metric_reduction="mean")
+    theirs(torch.tensor(probability), torch.tensor(target, dtype=torch.float32))
+    ours = [calibration_error(*reliability(*case)) for case in zip(probability, target, strict=True)]
+    assert np.mean(ours) == pytest.approx(theirs.aggregate().item(), abs=1e-5) and np.mean(ours) > 0.1
+
+
 def test_cases_of_other_processes_count_the_same():
     pairs = [(LEFT_HALF, TOP_HALF), (FULL, LEFT_HALF), (EMPTY, EMPTY)]
     whole, second = meter_of(*pairs), SegmentationMeter()
@@ -204,6 +263,7 @@ def slow_surface_scores(prediction, target, tolerance, spacing):
     return {"hd95": max(np.percentile(there, 95), np.percentile(back, 95)), "surface_dice": near / len(there + back)}
 
 
+@pytest.mark.filterwarnings("ignore:::monai")
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.7, 1.9)])
 @pytest.mark.parametrize("kind", ["noise", "blobs", "edges"])
 def test_surfaces_agree_with_the_definition(kind, spacing):
