@@ -673,8 +673,10 @@ def main(argv=None) -> dict:
             say(" ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()))
             accelerator.log(line, step=state["step"])
             postfix["dice"] = f"{scores['dice_per_image']:.3f}"
-            improved = scores["dice_per_image"] > state["best"]
-            state["best"] = max(state["best"], scores["dice_per_image"])
+            # The mean of classes is there with more than two labels.
+            chosen_by = scores.get("dice_mean_of_classes", scores["dice_per_image"])
+            improved = chosen_by > state["best"]
+            state["best"] = max(state["best"], chosen_by)
             state["stale"] = 0 if improved else state["stale"] + 1
             state["epoch"], state["batches"], state["sums"] = state["epoch"] + 1, 0, {}
             if accelerator.is_main_process:

@@ -85,7 +85,7 @@ def add_command(commands) -> None:
 
 
 class Segmenter:
-    """A TAMISeg model of either stage, as evaluation asks it.
+    """A TAMISeg model of either stage, as evaluation asks it (of the first, training does).
 
     Anything with this call can be evaluated, a plain function too; a baseline of more than two classes also says
     `num_labels`.
@@ -110,8 +110,9 @@ class Segmenter:
             sentences: for each picture a list; None or blank asks without words.
 
         Returns:
-            For each picture and sentence the mask, bool (height, width) of the picture's size, and the probability of
-            anything but background, float (height, width) in [0, 1], or None where a model has none.
+            For each picture and sentence the mask, bool (height, width) of the picture's size, or with more than two
+            labels their ids; and the probability of anything but background, float (height, width) in [0, 1], or None
+            where a model has none.
         """
         import torch
 
@@ -132,10 +133,10 @@ class Segmenter:
         )
         return [
             [
-                (mask.cpu().numpy() > 0, 1 - probability[0].cpu().numpy())
-                for mask, probability in zip(*some, strict=True)
+                (found if self.num_labels > 2 else found > 0, 1 - probability[0].cpu().numpy())
+                for found, probability in zip((mask.cpu().numpy() for mask in masks), probabilities, strict=True)
             ]
-            for some in zip(*answers, strict=True)
+            for masks, probabilities in zip(*answers, strict=True)
         ]
 
     def read(self, sentences: list[str | None]) -> dict:
@@ -152,10 +153,17 @@ class FlipAverage:
 
     Args:
         segment: a `Segmenter`, or what else gives probabilities.
+
+    Raises:
+        ValueError: it tells more than two labels apart, and has one probability.
     """
 
     def __init__(self, segment: Callable):
         self.segment, self.num_labels = segment, getattr(segment, "num_labels", 2)
+        if self.num_labels > 2:
+            raise ValueError(
+                f"--flip averages one probability, and this model has {self.num_labels} labels: leave it out."
+            )
 
     def __call__(self, images: list, sentences: list[list[str | None]]) -> list[list[tuple]]:
         """As `Segmenter.__call__`; a mask is where the average exceeds one half.
@@ -208,7 +216,8 @@ def measure(
     from .data import read_pair
     from .image_processing_tamiseg import IGNORE_INDEX, TAMISegImageProcessor
 
-    reader = TAMISegImageProcessor(num_labels=getattr(segment, "num_labels", 2))
+    num_labels = getattr(segment, "num_labels", 2)
+    reader = TAMISegImageProcessor(num_labels=num_labels)
     starts = [start for start in range(0, len(rows), batch_size) if start not in skip]
     for turn in range(0, len(starts), accelerator.num_processes):
         cases = []
@@ -224,12 +233,13 @@ def measure(
                 for (arm, sentences), (mask, probability) in zip(arms.items(), answer, strict=True):
                     case = score_case(
                         mask,
-                        truth > 0,
+                        truth if num_labels > 2 else truth > 0,
                         pair["name"],
                         pair["patient_id"],
                         keep=keep,
                         probability=probability if calibration else None,
                         surface=surface,
+                        num_labels=num_labels,
                     )
                     cases.append({"index": index, "arm": arm, "sentence": sentences[index], **case})
         yield gather_object(cases) if accelerator.num_processes > 1 else cases
@@ -518,7 +528,7 @@ def draw(segment, rows, by_arm: dict[str, list[dict]], count: int, output: Path)
         (answers,) = segment([pair["image"]], [[case["sentence"] for case in cases]])
         truth = ~np.isin(np.asarray(pair["mask"]), (0, IGNORE_INDEX))
         return [
-            {**case, "image": pair["image"], "truth": truth, "mask": mask, "probability": probability}
+            {**case, "image": pair["image"], "truth": truth, "mask": mask > 0, "probability": probability}
             for case, (mask, probability) in zip(cases, answers, strict=True)
         ]
 
@@ -540,6 +550,8 @@ def print_scores(result: dict, cases: list[dict], output: Path) -> None:
             line += f"{f'{100 * score[name]:.2f} [{100 * low:.2f}, {100 * high:.2f}]':<24}"
         distance = "-" if score["hd95"] is None else f"{score['hd95']:.2f}"
         print(f"{line}{distance:<9}{100 * score['surface_dice']:.2f}")
+        for label, told in score.get("classes", {}).items():
+            print(f"    class {label:<22}{100 * told['dice_per_image']:<24.2f}{100 * told['dice_global']:.2f}")
     worst = sorted(cases, key=lambda case: case["dice"])[:5]
     print("worst: " + ", ".join(f"{case['name']} ({100 * case['dice']:.1f})" for case in worst))
     print(f"scores in {output / 'result.json'}, cases in {output / 'cases.csv'}")

@@ -151,33 +151,47 @@ def score_case(
     keep: np.ndarray | None = None,
     probability: np.ndarray | None = None,
     surface: dict | None = None,
+    num_labels: int = 2,
 ) -> dict:
     """Scores one picture under one sentence.
 
     Args:
-        prediction: bool, any shape.
-        target: bool, the same shape.
+        prediction: bool, any shape; with more than two labels their ids, of which 0 is background.
+        target: the same shape and kind.
         name: which picture.
         patient_id: whose picture, where known.
         keep: bool, the same shape; pixels outside are ignored. All are kept if left out.
         probability: float in [0, 1], the same shape, from which the prediction was cut; for its calibration.
         surface: keywords of `surface_scores`, which takes milliseconds; outlines are not measured if left out.
+        num_labels: with more than two, each is scored for itself too.
 
     Returns:
-        name, patient_id, tp, fp, fn, tn, dice, iou; hd95 and surface_dice if asked for; `reliability` where there is a
-        probability. Plain numbers, which JSON holds.
+        name, patient_id, tp, fp, fn, tn, dice, iou, of anything but background; hd95 and surface_dice if asked for;
+        `reliability` where there is a probability; with more than two labels `classes`: tp, fp and fn of each by its
+        id, a str. Plain numbers, which JSON holds.
 
     Raises:
-        ValueError: an array is not boolean, or the shapes differ; the sentence names the case.
+        ValueError: an array is not boolean (or, of more labels, not of ids), or the shapes differ; the sentence names
+            the case.
     """
+    by_label = {}
+    if num_labels > 2:
+        prediction, target = np.asarray(prediction), np.asarray(target)
+        if prediction.dtype == bool:
+            raise ValueError(f"{name}: of {num_labels} labels, masks hold their ids: a bool mask does not tell them.")
+        by_label = {str(label): (prediction == label, target == label) for label in range(1, num_labels)}
+        prediction, target = prediction > 0, target > 0
     if keep is not None:
         prediction, target = prediction & keep, target & keep
+        by_label = {label: (ours & keep, theirs & keep) for label, (ours, theirs) in by_label.items()}
     try:
         tp, fp, fn, tn = confusion(prediction, target)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     case = {"name": name, "patient_id": patient_id, "tp": tp, "fp": fp, "fn": fn, "tn": tn}
     case |= {"dice": float(dice(tp, fp, fn)), "iou": float(iou(tp, fp, fn))}
+    if by_label:
+        case["classes"] = {label: list(confusion(*masks)[:3]) for label, masks in by_label.items()}
     if surface is not None:
         case |= surface_scores(prediction, target, **surface)
     if probability is not None:
@@ -216,6 +230,8 @@ class SegmentationMeter:
             hd95, surface_dice: the mean over cases, where outlines were measured; hd95 over those that have one (0
                 where both masks are empty), and hd95_undefined says how many have none (only one of them is empty).
             ece, reliability: `calibration_error` and the bins of all cases pooled, where probabilities were given.
+            classes, dice_mean_of_classes: with more than two labels, dice_per_image and dice_global of each by its id,
+                and the mean of the former. All else is of anything but background.
 
         Raises:
             ValueError: there are no cases.
@@ -246,6 +262,14 @@ class SegmentationMeter:
             bins = np.sum([case["reliability"] for case in self.cases], axis=0)
             scores["ece"] = calibration_error(*bins)
             scores["reliability"] = dict(zip(("pixels", "probabilities", "hits"), bins.tolist(), strict=True))
+        if "classes" in self.cases[0]:
+            scores["classes"] = {}
+            for label in self.cases[0]["classes"]:
+                counts = np.array([case["classes"][label] for case in self.cases]).T
+                told = {"dice_per_image": dice(*counts).mean(), "dice_global": dice(*counts.sum(axis=1))}
+                scores["classes"][label] = {name: float(value) for name, value in told.items()}
+            means = [told["dice_per_image"] for told in scores["classes"].values()]
+            scores["dice_mean_of_classes"] = float(np.mean(means))
         return scores
 
 
@@ -259,21 +283,45 @@ def bootstrap(cases: Sequence[dict], seed: int = 0, resamples: int = RESAMPLES) 
         resamples: how often as many patients are drawn as there are.
 
     Returns:
-        dice_per_image_interval, iou_per_image_interval, dice_global_interval, iou_global_interval,
-        precision_interval, recall_interval: [2.5th, 97.5th percentile] of what `SegmentationMeter.compute` would say.
+        For each share and distance that `SegmentationMeter.compute` says of them, `<name>_interval`: [2.5th, 97.5th
+        percentile]. Resamples in which there is no such number (no empty target, no outline) do not count for it.
     """
-    terms = [[case["tp"], case["fp"], case["fn"], case["dice"], case["iou"], 1] for case in cases]
-    tp, fp, fn, dices, ious, count = resample(cases, terms, seed, resamples).T
+    columns = {key: [case[key] for case in cases] for key in ("tp", "fp", "fn", "dice", "iou")}
+    columns["cases"] = [1] * len(cases)
+    columns["empty"] = [case["tp"] + case["fn"] == 0 for case in cases]
+    columns["alarms"] = [case["tp"] + case["fn"] == 0 and case["fp"] > 0 for case in cases]
+    if "hd95" in cases[0]:
+        columns["outlined"] = [case["hd95"] is not None for case in cases]
+        columns["hd95"] = [case["hd95"] or 0 for case in cases]
+        columns["surface_dice"] = [case["surface_dice"] for case in cases]
+    if calibrated := "reliability" in cases[0]:
+        bins = np.array([case["reliability"] for case in cases], dtype=np.float64)  # (cases, 3, BINS)
+        for name, counts in zip(("pixels", "probabilities", "hits"), bins.transpose(1, 2, 0), strict=True):
+            columns |= {f"{name} {number}": some for number, some in enumerate(counts)}
+    drawn = resample(cases, np.array(list(columns.values()), dtype=np.float64).T, seed, resamples).T
+    sums = dict(zip(columns, drawn, strict=True))
+    tp, fp, fn = sums["tp"], sums["fp"], sums["fn"]
     all_empty = tp + fp + fn == 0
     scores = {
-        "dice_per_image": dices / count,
-        "iou_per_image": ious / count,
+        "dice_per_image": sums["dice"] / sums["cases"],
+        "iou_per_image": sums["iou"] / sums["cases"],
         "dice_global": dice(tp, fp, fn),
         "iou_global": iou(tp, fp, fn),
         "precision": _share(tp, fp, of_nothing=all_empty),
         "recall": _share(tp, fn, of_nothing=all_empty),
+        "empty_target_false_positive_rate": _share(sums["alarms"], sums["empty"] - sums["alarms"], of_nothing=np.nan),
     }
-    return {f"{name}_interval": np.percentile(values, [2.5, 97.5]).tolist() for name, values in scores.items()}
+    if "hd95" in cases[0]:
+        scores["hd95"] = np.where(sums["outlined"] > 0, sums["hd95"] / np.maximum(1, sums["outlined"]), np.nan)
+        scores["surface_dice"] = sums["surface_dice"] / sums["cases"]
+    if calibrated:
+        pixels, probabilities, hits = (
+            np.array([sums[f"{name} {number}"] for number in range(BINS)])
+            for name in ("pixels", "probabilities", "hits")
+        )
+        scores["ece"] = np.abs(probabilities - hits).sum(axis=0) / np.maximum(1, pixels.sum(axis=0))
+    known = {name: values[~np.isnan(values)] for name, values in scores.items()}
+    return {f"{name}_interval": np.percentile(v, [2.5, 97.5]).tolist() for name, v in known.items() if len(v)}
 
 
 def mean_with_interval(cases: Sequence[dict], values: Sequence[float], seed: int = 0) -> dict:

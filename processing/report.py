@@ -274,11 +274,13 @@ def score_rows(result: dict) -> list[list[str]]:
     """A table of the scores: head, then a row per arm; without columns that no arm has."""
     scores = result["scores"]
     columns = [name for name in HEADS if any(score.get(name) is not None for score in scores.values())]
+    undefined = any(score.get("hd95_undefined") for score in scores.values())
     unit = result.get("surface", {}).get("unit", "px")
     head = [
         "case with",
         *(f"{HEADS[name]} ({unit})" if name in IN_UNITS else HEADS[name] for name in columns),
         "cases",
+        *["without HD95"] * undefined,
     ]
     rows = [head]
     for arm, score in scores.items():
@@ -288,7 +290,10 @@ def score_rows(result: dict) -> list[list[str]]:
             if interval := score.get(f"{name}_interval"):
                 cell += f" [{number(interval[0], name)}, {number(interval[1], name)}]"
             row.append(cell)
-        rows.append([*row, str(score["num_images"])])
+        rows.append([*row, str(score["num_images"]), *[str(score.get("hd95_undefined", "-"))] * undefined])
+        for label, told in score.get("classes", {}).items():
+            cells = (number(told[name], name) if name in told else "" for name in columns)
+            rows.append([f"class {label}", *cells, "", *[""] * undefined])
     return rows
 
 
@@ -425,7 +430,7 @@ def html_summary(name: str, summary: dict) -> str:
             parts.append(f"<ul>{''.join(lines)}</ul>")
         if table["rows"]:
             parts.append(html_table(ablations.group_rows(table)))
-        for told in (ablations.searches(table), ablations.open_runs(table)):
+        for told in (ablations.searches(table), ablations.notes(table)):
             parts += [f"<p>{escape(told)}</p>"] * bool(told)
         parts.append(f"<pre>{escape(ablations.command(summary, group))}</pre>")
     return "\n".join(parts)

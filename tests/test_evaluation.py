@@ -272,6 +272,26 @@ def test_flip_is_told_and_wants_probabilities(model, data, evaluated, tmp_path, 
         room.FlipAverage(lambda images, sentences: [[(None, None)]])([Image.new("RGB", (2, 2))], [["left"]])
 
 
+def test_several_labels(tmp_path, capsys):
+    data, model = tmp_path / "data" / "test", tmp_path / "model"
+    data.mkdir(parents=True)
+    save_tiny_model(model, num_labels=3)
+    lines = []
+    for i in range(2):
+        Image.fromarray(np.full((20, 24, 3), 60 * i, np.uint8)).save(data / f"{i}.png")
+        Image.fromarray(np.full((20, 24), i + 1, np.uint8)).save(data / f"{i}-mask.png")
+        lines.append(json.dumps({"image_file_name": f"{i}.png", "mask_file_name": f"{i}-mask.png", "prompt": "lungs"}))
+    (data / "metadata.jsonl").write_text("\n".join(lines))
+    output = tmp_path / "out"
+    assert call(model, data.parent, output, "--arms", "full_text", "no_text", "--pictures", "1") == 0
+    score = json.loads((output / "result.json").read_text())["scores"]["full_text"]
+    assert set(score["classes"]) == {"1", "2"} and "class 2" in capsys.readouterr().out
+    assert score["dice_mean_of_classes"] == np.mean([some["dice_per_image"] for some in score["classes"].values()])
+    assert main(["report", "--results", str(output), "--output", str(output)]) == 0
+    assert "| class 2 |" in (output / "results.md").read_text()
+    assert call(model, data.parent, output, "--flip") == 2 and "3 labels" in capsys.readouterr().err
+
+
 def test_docs_do_what_they_say(model, data, tmp_path, monkeypatch):
     document = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)

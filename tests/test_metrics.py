@@ -321,15 +321,27 @@ def slow_bootstrap(cases, draws):
         by_patient.setdefault(case["patient_id"] or case["name"], []).append(case)
     units = list(by_patient.values())
     results = [SegmentationMeter(case for unit in draw for case in units[unit]).compute() for draw in draws]
-    return {key: [result[key] for result in results] for key in ("dice_per_image", "iou_global", "precision")}
+    names = (
+        "dice_per_image",
+        "iou_global",
+        "precision",
+        "hd95",
+        "surface_dice",
+        "ece",
+        "empty_target_false_positive_rate",
+    )
+    return {key: [result[key] for result in results if result[key] is not None] for key in names}
 
 
 def test_bootstrap_agrees_with_taking_whole_patients():
     random = np.random.default_rng(3)
-    pairs = [(random.random((6, 6)) < 0.4, random.random((6, 6)) < 0.4) for _ in range(9)]
-    cases = meter_of(*pairs).cases
-    for case in cases[6:]:
-        case["patient_id"] = None
+    meter = SegmentationMeter()
+    for number in range(9):
+        probability, target = random.random((6, 6)), random.random((6, 6)) < 0.4 * (number % 4 > 0)
+        patient = f"patient-{number // 2}" if number < 6 else None
+        found = probability > (0.6 if number % 3 else 1)
+        meter.add(found, target, f"case-{number}", patient, probability=probability, surface={})
+    cases = meter.cases
     intervals = bootstrap(cases, seed=5, resamples=400)
     # The same draws, as lists of patients.
     times = np.random.default_rng(5).multinomial(6, np.full(6, 1 / 6), size=400)
@@ -337,6 +349,29 @@ def test_bootstrap_agrees_with_taking_whole_patients():
     for name, values in slow.items():
         assert intervals[f"{name}_interval"] == pytest.approx(np.percentile(values, [2.5, 97.5]).tolist())
     assert bootstrap(cases, seed=5, resamples=400) == intervals != bootstrap(cases, seed=6, resamples=400)
+
+
+def test_nothing_that_no_case_has_gets_an_interval():
+    intervals = bootstrap(meter_of((LEFT_HALF, TOP_HALF), (FULL, LEFT_HALF)).cases)
+    assert not {name for name in intervals if "hd95" in name or "ece" in name or "empty" in name}
+    alone = score_case(EMPTY, FULL, "scan", surface={})  # no outline to measure from
+    assert "hd95_interval" not in bootstrap([alone]) and bootstrap([alone])["surface_dice_interval"] == [0, 0]
+
+
+def test_each_of_several_labels_is_scored():
+    target = np.array([[0, 1, 1, 2], [0, 0, 2, 2]])
+    exchanged = np.array([0, 2, 1])[target]
+    meter = SegmentationMeter()
+    meter.add(exchanged, target, "a", num_labels=4)
+    meter.add(target, target, "b", num_labels=4, keep=target != 2)
+    result = meter.compute()
+    assert result["dice_per_image"] == result["dice_global"] == 1  # of anything but background
+    assert result["classes"]["1"] == {"dice_per_image": 0.5, "dice_global": pytest.approx(2 * 2 / (2 * 2 + 3 + 2))}
+    assert result["classes"]["2"] == {"dice_per_image": 0.5, "dice_global": 0}  # ignored in b: empty answered empty
+    assert result["classes"]["3"] == {"dice_per_image": 1, "dice_global": 1}
+    assert result["dice_mean_of_classes"] == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="c: of 4 labels, masks hold their ids"):
+        meter.add(target > 0, target > 0, "c", num_labels=4)
 
 
 def test_interval_of_pictures_of_one_patient_is_wider():
