@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.baselines import load as load_baseline
 from modeling_tamiseg import TAMISegForImageSegmentation
 from modeling_tamiseg.alignment import text_hidden_size
-from processing.comparison import compare, holm, read_cases
+from processing.comparison import compare, holm, over_seeds, read_cases
 from processing.hub import without_folders
 from processing.metrics import mean_with_interval, unit_of
 from train_hf import FREE_FIELDS, as_words, parse_arguments
@@ -414,9 +414,9 @@ def summarise(matrix: Path, results: Path) -> int:
 def write_summary(matrix: Path, results: Path) -> None:
     """Compares the variants of each group on the cases of test, and writes `summary.json`: scores per seed with the
     interval of their mean, paired differences to the variant that the group names (or the variant itself, by
-    `against`), Holm-corrected within the group, and what each model computes.
+    `against`), both tests Holm-corrected within the group, what single seeds leave open, and what each model computes.
 
-    A group of which a run's cases were never kept stays as its summary told it.
+    Of a group of which a run's cases were never kept, scores and differences stay as the last summary told them.
 
     Raises:
         ValueError: such a group has no summary yet, runs of one group were asked different rows, or the matrix has
@@ -441,18 +441,28 @@ def write_summary(matrix: Path, results: Path) -> None:
             raise ValueError(f"'{results}' holds {unkept[0]}.json without its .npz: remove it to run that anew.")
         if unkept:
             print(f"{name}: the cases of some runs were not kept, so its summary stays as it was", flush=True)
-            summary["groups"][name] = {**before[name], "about": group["about"], "missing": missing.get(name, [])}
-            continue
-        rows = []
-        for variant, own in group["variants"].items():
-            if runs := by_name.get((name, variant)):
-                against = own.get("against", group["against"])
-                rows.append(_summary_row(runs, against, by_name.get((name, against), []), results))
+            rows = before[name]["rows"]
+        else:
+            rows = []
+            for variant, own in group["variants"].items():
+                if runs := by_name.get((name, variant)):
+                    against = own.get("against", group["against"])
+                    rows.append(_summary_row(runs, against, by_name.get((name, against), []), results))
         for arm in ("main", "no_text"):
             compared = [row["compared"][arm] for row in rows if arm in row["compared"]]
-            for entry, p in zip(compared, holm([entry["p_wilcoxon"] for entry in compared]), strict=True):
-                entry["p_holm"] = p
-        summary["groups"][name] = {"about": group["about"], "rows": rows, "missing": missing.get(name, [])}
+            for test in ("wilcoxon", "t"):
+                # What has no p does not take part: its differences do not spread (or there is one patient alone).
+                known = [entry for entry in compared if entry[f"p_{test}"] is not None]
+                for entry, p in zip(known, holm([entry[f"p_{test}"] for entry in known]), strict=True):
+                    entry[f"p_{test}_holm"] = p
+            for entry in compared:
+                entry["seed_interval"] = over_seeds(entry["difference_by_seed"])
+        summary["groups"][name] = {
+            "about": group["about"],
+            "cases_kept": not unkept,
+            "rows": rows,
+            "missing": missing.get(name, []),
+        }
     written.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 

@@ -21,15 +21,16 @@ Written by `tamiseg report` from `experiments/results/*/summary.json`; change th
 EXPLANATION = """\
 Dice in %, the mean over seeds and in brackets the lowest and the highest. "Its own sentence" is the arm by which a
 model was chosen; for one that never saw a sentence, it is none. Differences are to the variant that is named, in
-points of Dice per image over the same test cases and seeds, seeds averaged case by case; their 95 % intervals are
-drawn over patients, as is p (Wilcoxon signed-rank, corrected by Holm within each column of a table) and the effect
-size d (mean over standard deviation of the patients' differences); p and d count each patient once, the difference
-counts each picture. So they say how these seeds' models differ on other patients; what other seeds would do, the
-column of single seeds hints at. The lines below a table speak of the case's own sentence: "better" or "worse" where p
-is below 0.05, the interval leaves 0 out and all seeds agree on the sign; "no difference shown" where p or the interval
-does not allow more. GFLOPs are of one picture, its sentence read before; parameters without the text encoder. Where
-shares of the masks are compared, the band of a curve is the 95 % interval over patients of the seeds' mean, and each
-dot a seed."""
+points of Dice per image over the same test cases and seeds, seeds averaged case by case. Two intervals of 95 % stand
+beside them: the first over patients, by the bootstrap: how these seeds' models differ on other patients; the second
+over seeds, by Student's t: how the method would differ, trained again. With three seeds the second is wide. Both p
+values, of the Wilcoxon signed-rank test and of the paired t-test, are over patients and corrected by Holm within each
+column of a table; the effect size d is the mean over the standard deviation of the patients' differences. They count
+each patient once, a difference counts each picture. The lines below a table say "better" or "worse" where both p are
+below 0.05, the interval over patients leaves 0 out and all seeds agree on the sign, and add where the one over seeds
+does not leave 0 out; "no difference shown" where that is not so. GFLOPs are of one picture, its sentence read before;
+parameters without the text encoder. Where shares of the masks are compared, the band of a curve is the 95 % interval
+over patients of the seeds' mean, and each dot a seed."""
 
 
 def load_summaries(results: Path) -> dict[str, dict]:
@@ -53,7 +54,7 @@ def ablations_page(summaries: dict[str, dict]) -> str:
                 parts.append("\n".join(table_lines(group_rows(table))))
                 parts.append("\n".join(f"- **{variant}** {said}" for variant, said in verdicts(table)))
                 parts.append(searches(table))
-            parts.append(open_runs(table))
+            parts.append(notes(table))
             parts.append(f"```bash\n{command(summary, group)}\n```")
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -66,11 +67,15 @@ def command(summary: dict, group: str) -> str:
     return f"python -m experiments.matrix {summary['matrix']} --groups {group}"
 
 
-def open_runs(table: dict) -> str:
-    """Which runs of a group have no result; nothing where all have one."""
-    if not table["missing"]:
-        return ""
-    return "Not run yet: " + ("; ".join(map(words, table["missing"])) if table["rows"] else "all of it") + "."
+def notes(table: dict) -> str:
+    """Which runs of a group have no result, and whether its cases were kept; nothing where all is there."""
+    said = []
+    if table["missing"]:
+        runs = "; ".join(map(words, table["missing"])) if table["rows"] else "all of it"
+        said.append(f"Not run yet: {runs}.")
+    if not table["cases_kept"]:
+        said.append("The cases of some of these runs were not kept: no file gives the differences again.")
+    return " ".join(said)
 
 
 def curves_file(matrix: str, group: str) -> str:
@@ -104,12 +109,14 @@ def group_rows(table: dict) -> list[list[str]]:
             "no sentence",
             "another's sentence",
             "against",
-            "difference",
+            "difference, over patients",
             "by seed",
-            "p",
+            "over seeds",
+            "p (Wilcoxon, t)",
             "d",
             "difference without sentence",
-            "p",
+            "over seeds",
+            "p (Wilcoxon, t)",
             "GFLOPs",
             "M parameters",
         ]
@@ -122,36 +129,45 @@ def group_rows(table: dict) -> list[list[str]]:
         ]
         if main := row["compared"].get("main"):
             by_seed = " ".join(f"{100 * value:+.2f}" for value in main["difference_by_seed"])
-            cells += [words(row["against"]), change(main), by_seed]
-            cells += [p_value(main["p_holm"]), or_dash(main["effect_size"], "+.2f")]
+            cells += [words(row["against"]), change(main), by_seed, points(main["seed_interval"])]
+            cells += [p_values(main), or_dash(main["effect_size"], "+.2f")]
             without = row["compared"]["no_text"]
-            cells += [change(without), p_value(without["p_holm"])]
+            cells += [change(without), points(without["seed_interval"]), p_values(without)]
         else:
-            cells += ["-"] * 7
+            cells += ["-"] * 9
         rows.append([words(row["variant"]), *cells, f"{row['gflops']:.2f}", f"{row['million_parameters']:.2f}"])
     return rows
 
 
 def verdicts(table: dict) -> list[tuple[str, str]]:
-    """Each variant that was compared, with one sentence: what was seen, and whether it may be chance."""
+    """Each variant that was compared, with what was seen of it and whether that may be chance: under its own sentence,
+    and without one."""
     lines = []
     for row in table["rows"]:
-        compared = row["compared"].get("main")
-        if compared is None:
-            continue
-        low, high = (100 * value for value in compared["interval"])
-        seeds = [value > 0 for value in compared["difference_by_seed"]]
-        sure = compared["p_holm"] < 0.05 and (low > 0 or high < 0)
-        if sure and len(set(seeds)) == 1:
-            seen = "better" if compared["difference"] > 0 else "worse"
-            said = f"{abs(100 * compared['difference']):.2f} points {seen}"
-            said += f", in each of {len(seeds)} seeds" if len(seeds) > 1 else ", in the one seed that was run"
-        elif sure:
-            said = f"{100 * compared['difference']:+.2f} points, but the seeds do not agree on the sign"
-        else:
-            said = f"no difference shown; the interval is {low:+.2f} to {high:+.2f} points"
-        lines.append((words(row["variant"]), f"against {words(row['against'])}: {said}."))
+        if compared := row["compared"]:
+            said = f"against {words(row['against'])}: {seen(compared['main'])}."
+            if compared["no_text"]["difference_by_seed"] != compared["main"]["difference_by_seed"]:
+                said += f" Without a sentence: {seen(compared['no_text'])}."
+            lines.append((words(row["variant"]), said))
     return lines
+
+
+def seen(compared: dict) -> str:
+    """What a comparison shows, in words."""
+    low, high = compared["interval"]
+    seeds = compared["difference_by_seed"]
+    passed = all(compared.get(f"p_{test}_holm", 0) < 0.05 for test in ("wilcoxon", "t"))
+    by_seed, chance = compared["seed_interval"], ""
+    if by_seed is not None and by_seed[0] <= 0 <= by_seed[1]:
+        chance = f"{points(by_seed)} over seeds"
+    if not (passed and (low > 0 or high < 0)):
+        return f"no difference shown, {points(compared['interval'])} over patients" + (chance and f", {chance}")
+    if len({value > 0 for value in seeds}) > 1:
+        return f"{100 * compared['difference']:+.2f} points, but the seeds do not agree on the sign, {chance}"
+    said = f"{abs(100 * compared['difference']):.2f} points {'better' if compared['difference'] > 0 else 'worse'}"
+    if len(seeds) == 1:
+        return f"{said}, in the one seed that was run"
+    return f"{said}, in each of {len(seeds)} seeds" + (chance and f", but so few seeds do not make it sure: {chance}")
 
 
 def searches(table: dict) -> str:
@@ -184,12 +200,17 @@ def spread(values: list[float]) -> str:
 
 
 def change(compared: dict) -> str:
-    low, high = compared["interval"]
-    return f"{100 * compared['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return f"{100 * compared['difference']:+.2f} {points(compared['interval'])}"
 
 
-def p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def points(interval: list[float] | None) -> str:
+    return "-" if interval is None else f"[{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]"
+
+
+def p_values(compared: dict) -> str:
+    """Of both tests, corrected; a dash where a test has nothing to say."""
+    tests = (compared.get(f"p_{test}_holm") for test in ("wilcoxon", "t"))
+    return ", ".join("-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}" for p in tests)
 
 
 def words(name: str) -> str:

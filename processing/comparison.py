@@ -142,6 +142,16 @@ def compare(ours: Sequence[dict], theirs: Sequence[dict], seed: int = 0) -> dict
     }
 
 
+def over_seeds(differences: Sequence[float]) -> list[float] | None:
+    """The 95 % t-interval of the mean difference, over seeds of training; None of a single seed."""
+    from scipy.stats import t
+
+    if len(differences) < 2:
+        return None
+    half = t.ppf(0.975, len(differences) - 1) * np.std(differences, ddof=1) / np.sqrt(len(differences))
+    return [float(np.mean(differences) - half), float(np.mean(differences) + half)]
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction for several comparisons: p values of the same order, at most 1."""
     order = np.argsort(p_values)
