@@ -40,10 +40,12 @@ from modeling_tamiseg.alignment import text_hidden_size
 from processing.comparison import compare, holm, over_seeds, read_cases
 from processing.hub import without_folders
 from processing.metrics import mean_with_interval, unit_of
-from train_hf import FREE_FIELDS, as_words, parse_arguments
+from train_hf import FREE_FIELDS, Arguments, as_words, parse_arguments
 
 
 RESULTS = Path("experiments/results")
+# Fields that are read here, as train_hf.py sets them where nothing is said.
+ALWAYS_THERE = {"prompt_dropout": Arguments.prompt_dropout, "image_size": Arguments.image_size}
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,14 @@ def read_matrix(path: Path, groups: list[str] | None = None, seeds: list[int] | 
     """The variants of a matrix file, seed by seed, so that each seed is a whole comparison before the next begins.
 
     Raises:
-        ValueError: a group, a start or what a variant is compared to has no such name, or a group searches more than
-            one field.
+        ValueError: a group, a seed, a start or what a variant is compared to is not in the file, or a group searches
+            more than one field.
     """
     matrix = yaml.safe_load(path.read_text(encoding="utf-8"))
     if unknown := set(groups or ()) - set(matrix["groups"]):
         raise ValueError(f"{path} has no group {sorted(unknown)}: choose of {sorted(matrix['groups'])}.")
+    if unknown := set(seeds or ()) - set(matrix["seeds"]):
+        raise ValueError(f"{path} has no seed {sorted(unknown)}: choose of {matrix['seeds']}, or add it there.")
     runs = Path("runs") / path.stem
     variants = []
     for group, about in matrix["groups"].items():
@@ -138,7 +142,7 @@ def read_matrix(path: Path, groups: list[str] | None = None, seeds: list[int] | 
         searched = next(iter(search), None)
         for seed in seeds or matrix["seeds"]:
             for name, own in about["variants"].items():
-                fields = {**matrix["fields"], **about.get("fields", {}), **own}
+                fields = {**ALWAYS_THERE, **matrix["fields"], **about.get("fields", {}), **own}
                 start, against = fields.pop("start", None), fields.pop("against", about["against"])
                 if against not in about["variants"]:
                     raise ValueError(f"{group}/{name} is compared to '{against}', which {path} does not describe.")
@@ -205,13 +209,16 @@ def has_result(variant: Variant, results: Path) -> bool:
 
 def choose(variant: Variant, results: Path) -> str:
     """Writes which candidate scored best on validation, and says it."""
-    key, scores = variant.searched, {}
+    key, entries = variant.searched, []
     for training in variant.candidates:
         trained = json.loads((training.folder / "result.json").read_text(encoding="utf-8"))
-        scores[training.fields[key]] = trained["scores"][variant.arms[0]]["dice_per_image"]
+        entry = {"value": training.fields[key], "score": trained["scores"][variant.arms[0]]["dice_per_image"]}
+        receipt = ("command", "weights_sha256", "data", "versions", "hardware")
+        entries.append(entry | {name: trained[name] for name in receipt})
+    scores = {entry["value"]: entry["score"] for entry in entries}
     chosen = max(scores, key=scores.get)
     told = {"field": key, "seed": variant.seed, "chosen": chosen, "split": "validation", "metric": "dice_per_image"}
-    told |= {"scores": [{"value": value, "score": score} for value, score in scores.items()]}
+    told |= {"scores": entries}
     results.mkdir(parents=True, exist_ok=True)
     file = _search_file(results, variant.group, variant.name)
     file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
@@ -231,7 +238,8 @@ def run(words: list[str], log: Path, threads: int) -> None:
             check=False,
         )
     if ended.returncode:
-        raise RuntimeError(f"{log} ends with: {log.read_text(encoding='utf-8').strip().splitlines()[-1]}")
+        said = log.read_text(encoding="utf-8").strip().splitlines() or [f"nothing (exit code {ended.returncode})"]
+        raise RuntimeError(f"{log} ends with: {said[-1]}")
 
 
 def score(variant: Variant, results: Path, threads: int) -> dict:
@@ -302,7 +310,7 @@ def main() -> int:
                     for future in searching[variant.key]:
                         future.result()
                     print(choose(variant, results), flush=True)
-                except RuntimeError as error:
+                except (RuntimeError, OSError) as error:
                     failed += 1
                     print(f"{variant.key}: {error}", flush=True)
             for variant in read_matrix(arguments.matrix, arguments.groups, arguments.seeds):
@@ -314,7 +322,7 @@ def main() -> int:
                 variant = waiting[future]
                 try:
                     result = future.result()
-                except RuntimeError as error:
+                except (RuntimeError, OSError) as error:
                     failed += 1
                     print(f"{variant.key}: {error}", flush=True)
                     continue
@@ -496,8 +504,10 @@ def _summary_row(runs: list[Variant], against: str, others: list[Variant], resul
             for pair in shared:
                 for side, run in zip(sides, pair, strict=True):
                     side.append(kept_cases(run, results, run.arms[0] if arm == "main" else arm))
-            by_seed = [compare([ours], [theirs])["difference"] for ours, theirs in zip(*sides, strict=True)]
-            row["compared"][arm] = {**compare(*sides), "difference_by_seed": by_seed}
+            ours, theirs = (
+                np.array([np.mean([case["dice"] for case in some.values()]) for some in side]) for side in sides
+            )
+            row["compared"][arm] = {**compare(*sides), "difference_by_seed": (ours - theirs).tolist()}
     return row
 
 

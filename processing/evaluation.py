@@ -432,7 +432,8 @@ def receipt(command: str, weights_sha256: str | None, seed: int, device: str) ->
 
     from .hub import without_folders
 
-    hardware = {"machine": platform.machine(), "threads": torch.get_num_threads(), "device": device}
+    hardware = {"machine": platform.machine(), "cpu": cpu_name(), "cores": os.cpu_count()}
+    hardware |= {"threads": torch.get_num_threads(), "device": device}
     if device.startswith("cuda"):
         hardware["gpu"] = torch.cuda.get_device_name(device)
     return {
@@ -440,11 +441,21 @@ def receipt(command: str, weights_sha256: str | None, seed: int, device: str) ->
         "weights_sha256": weights_sha256,
         "seed": seed,
         "versions": {
-            **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy")},
+            **{name: version(name) for name in ("tamiseg", "torch", "transformers", "numpy", "scipy")},
             "python": platform.python_version(),
         },
         "hardware": hardware,
     }
+
+
+def cpu_name() -> str:
+    """What the processor calls itself, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def command_of(command: str, subject: str, options: dict) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.matrix import read_matrix
+from experiments.matrix import read_matrix, write_summary
+from processing import comparison, metrics
 from processing.ablations import ablations_page, load_summaries
 from processing.command_line import main
 from processing.evaluation import COLUMNS
@@ -111,13 +112,93 @@ def test_docs_are_those_of_the_results():
     readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
     assert readme.split(QUEUE_MARK + "\n\n")[1] == queue(open_recipes(results, recipes, summaries)), stale
     assert (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8") == ablations_page(summaries), stale
-    assert all((ROOT / "docs" / name).is_file() for name in curve_pictures(summaries)), stale
+    for name, drawn in curve_pictures(summaries).items():
+        # Where points lie, not how letters look, which differs between versions of matplotlib.
+        there = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert outlines(there) == pytest.approx(outlines(drawn), abs=0.01), stale
     for name, summary in summaries.items():
         assert summary["matrix"] == f"experiments/{name}.yaml"
         told = {group: {row["variant"] for row in table["rows"]} for group, table in summary["groups"].items()}
         for variant in read_matrix(ROOT / summary["matrix"]):
             missing = f"{variant.name}, seed {variant.seed}" in summary["groups"][variant.group]["missing"]
             assert missing or variant.name in told[variant.group], stale
+
+
+def outlines(picture: str) -> list[float]:
+    """The numbers of the lines and areas of an SVG that curves are drawn by."""
+    parts = re.findall(r'<g id="(?:line2d|FillBetweenPolyCollection|PolyCollection)_\d+">.*?</g>', picture, re.DOTALL)
+    assert parts
+    return [float(value) for part in parts for value in re.findall(r"-?\d+\.\d+", part)]
+
+
+def test_summaries_are_those_of_the_runs(tmp_path, monkeypatch):
+    # Without the intervals over patients, which take their time.
+    monkeypatch.setattr(comparison, "RESAMPLES", 2)
+    resample = metrics.resample
+    monkeypatch.setattr(metrics, "resample", lambda cases, terms, seed: resample(cases, terms, seed, 2))
+    for path in (ROOT / "experiments" / "results").glob("*/summary.json"):
+        results = tmp_path / path.parent.name
+        shutil.copytree(path.parent, results)
+        write_summary(ROOT / "experiments" / f"{path.parent.name}.yaml", results)
+        there, again = (
+            {
+                way: leaf
+                for way, leaf in flat(json.loads(file.read_text())["groups"]).items()
+                if "/interval/" not in way
+            }
+            for file in (path, results / "summary.json")
+        )
+        assert again == pytest.approx(there, abs=1e-6), (
+            "`python -m experiments.matrix FILE --summarise` writes it anew"
+        )
+
+
+def flat(tree, name="") -> dict[str, float]:
+    """The numbers of nested dicts and lists, by the way to them; other leaves by how they read."""
+    if isinstance(tree, dict | list):
+        pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {way: leaf for key, some in pairs for way, leaf in flat(some, f"{name}/{key}").items()}
+    return {name: tree} if isinstance(tree, float | int) else {f"{name}: {tree}": 0}
+
+
+def test_the_front_page_says_what_the_files_say():
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    groups = load_summaries(ROOT / "experiments" / "results")["matrix_qata_cpu"]["groups"]
+    rows = {group: {row["variant"]: row for row in table["rows"]} for group, table in groups.items()}
+    sentence = -100 * rows["parts"]["no_text"]["compared"]["main"]["difference"]
+    decoder = -100 * rows["baselines"]["encoder_unet"]["compared"]["main"]["difference"]
+    assert (
+        f"are worth {sentence:.1f} points of Dice" in readme and f"our decoder {decoder:.1f} over a U-Net's" in readme
+    )
+    shipped = json.loads((ROOT / "experiments" / "results" / "tamiseg_mobile_qata.json").read_text(encoding="utf-8"))
+    for arm in ("full_text", "no_text"):
+        dices = [100 * shipped["scores"][arm][name] for name in ("dice_per_image", "dice_global")]
+        assert all(f"{dice:.1f}" in readme for dice in dices), arm
+
+
+def test_every_result_has_its_receipt():
+    files = sorted((ROOT / "experiments" / "results").glob("*.json"))
+    assert files
+    for path in files:
+        check_receipt(json.loads(path.read_text(encoding="utf-8")))
+
+
+def check_receipt(result):
+    """That a result tells what it is of, and where it was made, without folders of that place."""
+    assert result["command"].split()[0] in ("tamiseg", "python") and isinstance(result["seed"], int)
+    assert all(len(digest) == 64 for digest in (result["weights_sha256"], *result["data"].values()))
+    assert {"torch", "transformers", "python"} <= result["versions"].keys()
+    assert {"machine", "threads", "device"} <= result["hardware"].keys()
+    assert "/tmp" not in json.dumps(result) and result["arguments"]
+
+
+def test_every_run_of_a_matrix_has_its_receipt():
+    for path in (ROOT / "experiments" / "results").glob("*/*-seed*.json"):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        check_receipt(run)
+        assert run["training"]["command"] and run["training"]["data"]
+        assert run["training"]["arguments"]["seed"] == run["seed"]
+        assert path.name == f"{run['group']}-{run['variant']}-seed{run['seed']}.json"
 
 
 def test_a_recipe_says_what_it_takes_and_its_commands_are_understood():
