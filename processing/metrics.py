@@ -70,19 +70,16 @@ def outline_distances(
         Float64, one distance per outline pixel: of the prediction to the target, and of the target to the prediction.
         None where a mask is empty: there is no distance to nothing.
     """
-    from scipy.ndimage import distance_transform_edt
+    from scipy.spatial import KDTree
 
     if not (prediction.any() and target.any()):
         return None
     # Both outlines lie in the box around the masks: the rest of the picture need not be measured.
     rows, columns = (np.flatnonzero((prediction | target).any(axis=axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    ours, theirs = outline(prediction[box]), outline(target[box])
-    spacing = (spacing, spacing) if np.ndim(spacing) == 0 else spacing
-    return (
-        distance_transform_edt(~theirs, sampling=spacing)[ours],
-        distance_transform_edt(~ours, sampling=spacing)[theirs],
-    )
+    # A tree over the few pixels of an outline is quicker than a distance transform of the box, and as exact.
+    ours, theirs = (np.argwhere(outline(mask[box])) * spacing for mask in (prediction, target))
+    return KDTree(theirs).query(ours)[0], KDTree(ours).query(theirs)[0]
 
 
 def surface_scores(

@@ -397,6 +397,8 @@ def html_page(results: dict[str, dict], folder: Path, summaries: dict[str, dict]
             if marks := mark_rows(data_title(result)):
                 parts.append(html_table(marks))
             parts += plots(result)
+        if plane := result.get("transfer", {}).get("plane"):
+            parts.append(picture(lambda file, plane=plane: write_plane(plane, file), "Features of the teacher, t-SNE"))
         if name == "result":
             parts += folder_parts(folder)
         sections.append("\n".join(parts))
@@ -411,6 +413,13 @@ def html_page(results: dict[str, dict], folder: Path, summaries: dict[str, dict]
         "<p><strong>Research only, not a medical device.</strong></p>\n"
         f"<p>{escape(CONVENTIONS)}</p>\n{body}\n</body>\n</html>\n"
     )
+
+
+def write_plane(plane: dict, output) -> None:
+    """Draws the points that a result of `analyse-teacher` keeps."""
+    from .plots import write_tokens
+
+    write_tokens(*({kind: np.array(xy).T for kind, xy in some.items()} for some in plane.values()), output)
 
 
 def html_summary(name: str, summary: dict) -> str:

@@ -82,6 +82,7 @@ def run(arguments) -> None:
 
     fitted, held_out = (read_rows(rows[split], see) for split in ("train", arguments.split))
     elsewhere = see(others)
+    pictures, cells = plane_of(held_out, elsewhere["teacher"], arguments.seed)
     told = {name: getattr(arguments, name) for name in OPTIONS}
     weights = hash_weights(teacher_folder)
     result = {
@@ -93,15 +94,19 @@ def run(arguments) -> None:
             "grid": list(teacher.grid),
             "elsewhere": f"{len(others)} {'natural' if arguments.natural else 'synthetic'} pictures",
             "features": without_folders(compare_features(fitted, held_out, elsewhere, arguments.seed)),
+            "plane": {"pictures": as_lists(pictures), "cells": as_lists(cells)},
         },
-        "data": {split: fingerprint(some) for split, some in rows.items()},
+        "data": {
+            **{split: fingerprint(some) for split, some in rows.items()},
+            "elsewhere": fingerprint([{"image": picture, "mask": picture} for picture in others]),
+        },
         "rows": {
             split: describe_rows(column(some, "prompt"), column(some, "patient_id")) for split, some in rows.items()
         },
     }
     output.mkdir(parents=True, exist_ok=True)
     (output / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    write_tokens(*plane_of(held_out, elsewhere["teacher"], arguments.seed), output / "tokens.png")
+    write_tokens(pictures, cells, output / "tokens.png")
     print(as_markdown(tables(result["transfer"])))
     print(f"\nall of it in {output / 'result.json'}, a plane of the features in {output / 'tokens.png'}")
 
@@ -361,6 +366,11 @@ def plane_of(held_out: dict, elsewhere: np.ndarray, seed: int) -> tuple[dict, di
         {"the data set": pictures[: len(ours)], "elsewhere": pictures[len(ours) :]},
         {"background": cells[shares == 0], "target": cells[shares > 0.5]},
     )
+
+
+def as_lists(planes: dict[str, np.ndarray]) -> dict[str, list[list[float]]]:
+    """Points of `plane_of` for a result file: of each kind all x, then all y, to a tenth: finer than a dot."""
+    return {kind: points.T.astype(np.float64).round(1).tolist() for kind, points in planes.items()}
 
 
 def lay_out(features: np.ndarray, seed: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import yaml
 
@@ -17,7 +18,7 @@ import train_hf
 from experiments import matrix
 from experiments.baselines import CLASSES
 from modeling_tamiseg import TAMISegConfig
-from processing import ablations, command_line
+from processing import ablations, command_line, comparison
 from processing.ablations import ablations_page, load_summaries
 
 
@@ -147,7 +148,10 @@ def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
     (small / "results/small/parts-full-seed0.npz").unlink()
     assert matrix.main() == 0
     assert "parts: the cases of some runs were not kept, so its summary stays as it was" in capsys.readouterr().out
-    assert load_summaries(small / "results") == summaries
+    unkept = load_summaries(small / "results")
+    assert "no file gives the differences again" in ablations_page(unkept)
+    unkept["small"]["groups"]["parts"]["cases_kept"] = True
+    assert unkept == summaries
     (small / "results/small/summary.json").rename(small / "summary.json")
     assert matrix.main() == 2
     assert "parts-full-seed0.json without its .npz: remove it" in capsys.readouterr().err
@@ -298,11 +302,50 @@ def test_curves_are_of_the_variants_that_name_their_share():
 
 def test_a_difference_that_does_not_spread_is_a_dash():
     scores = {"full_text": {"dice_per_image": [0.5], "dice_global": [0.6], "interval": [0.4, 0.6]}}
-    told = {"difference": 0.1, "interval": [0.1, 0.1], "difference_by_seed": [0.1], "p_holm": 0.5, "effect_size": None}
+    told = {"difference": 0.1, "interval": [0.1, 0.1], "difference_by_seed": [0.1], "seed_interval": None}
+    told |= {"p_wilcoxon_holm": 0.5, "effect_size": None}
     row = {"variant": "full", "main": "full_text", "scores": scores, "against": "other", "gflops": 1.0}
     row |= {"compared": {"main": told, "no_text": told}, "million_parameters": 2.0}
     head, cells = ablations.group_rows({"rows": [row]})
-    assert cells[head.index("d")] == "-" and cells[head.index("difference")] == "+10.00 [+10.00, +10.00]"
+    assert cells[head.index("d")] == cells[head.index("over seeds")] == "-"
+    assert cells[head.index("difference, over patients")] == "+10.00 [+10.00, +10.00]"
+    assert cells[head.index("p (Wilcoxon, t)")] == "0.500, -"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "2.00 points better, in each of 3 seeds"),
+        ({"p_t_holm": 0.06}, "no difference shown, [+1.00, +3.00] over patients"),
+        ({"interval": [-0.01, 0.03]}, "no difference shown, [-1.00, +3.00] over patients"),
+        (
+            {"difference_by_seed": [0.01, 0.02, 0.03], "seed_interval": [-0.005, 0.045]},
+            "2.00 points better, in each of 3 seeds, but so few seeds do not make it sure: [-0.50, +4.50] over seeds",
+        ),
+        (
+            {"difference_by_seed": [0.05, 0.02, -0.01], "seed_interval": [-0.05, 0.09]},
+            "+2.00 points, but the seeds do not agree on the sign, [-5.00, +9.00] over seeds",
+        ),
+        (
+            {"difference_by_seed": [0.02], "seed_interval": None},
+            "2.00 points better, in the one seed that was run",
+        ),
+        (
+            {"p_wilcoxon_holm": 0.5, "seed_interval": [-0.1, 0.14]},
+            "no difference shown, [+1.00, +3.00] over patients, [-10.00, +14.00] over seeds",
+        ),
+    ],
+)
+def test_a_verdict_is_no_surer_than_patients_and_seeds(changes, said):
+    told = {"difference": 0.02, "interval": [0.01, 0.03], "p_wilcoxon_holm": 0.001, "p_t_holm": 0.001}
+    told |= {"difference_by_seed": [0.019, 0.02, 0.021], "seed_interval": [0.0175, 0.0225], **changes}
+    assert ablations.seen(told) == said
+
+
+def test_the_interval_over_seeds_is_that_of_the_t_test():
+    low, high = comparison.over_seeds([0.01, 0.02, 0.03])
+    assert scipy.stats.ttest_1samp([0.01, 0.02, 0.03], popmean=low).pvalue == pytest.approx(0.05)
+    assert (low + high) / 2 == pytest.approx(0.02) and comparison.over_seeds([0.1]) is None
 
 
 @pytest.mark.parametrize("name", CLASSES)

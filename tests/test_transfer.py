@@ -146,6 +146,9 @@ def test_the_command(make, student, tmp_path, capsys):
     assert truth["probe"]["dice_global"] >= place["probe"]["dice_global"]
     assert len(result["students_sha256"]) == 1 and len(result["weights_sha256"]) == 64
     assert Image.open(tmp_path / "out" / "tokens.png").width > 500
+    assert len(found["plane"]["pictures"]["elsewhere"][0]) == 3 and len(result["data"]["elsewhere"]) == 64
+    assert main(["report", "--results", str(tmp_path / "out"), "--output", str(tmp_path / "out")]) == 0
+    assert 'alt="Features of the teacher, t-SNE"' in (tmp_path / "out" / "report.html").read_text()
     assert "truth on this grid" in capsys.readouterr().out
 
 
