@@ -126,7 +126,7 @@ def token_ids(count: int = 1) -> dict[str, torch.Tensor]:
 
 
 def goal_p1():
-    """whole model over its own encoder, both fused; over the plain encoder"""
+    """time of the whole model, fused, as a multiple of its image encoder's"""
     plain, fused = build(), build().fuse_for_inference()
     x, text = pixels(), words(fused)
     seconds = interleaved(
@@ -493,7 +493,10 @@ Ratios of processor times (wall times for import, loading and waiting) that were
 otherwise; 256x256, batch 1, fp32, beside ResNet-50 where nothing else is said. Weights are random.""",
     ]
     if not only_widths:
-        parts[0] += " What a lean\ndecoder costs in accuracy: [widths](widths.md) and [ablations](ablations.md)."
+        parts[0] += (
+            " What a lean\ndecoder costs in accuracy: [widths](widths.md) and [ablations](ablations.md). P1 to P14 are the "
+            "goals for\nspeed and size that were set before the work began."
+        )
         parts.append(table(result["rows"]))
     if result["profile"]:
         parts.append(f"## One prediction\n\n{table(result['profile'])}")
