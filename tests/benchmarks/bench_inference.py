@@ -494,8 +494,8 @@ otherwise; 256x256, batch 1, fp32, beside ResNet-50 where nothing else is said. 
     ]
     if not only_widths:
         parts[0] += (
-            " What a lean\ndecoder costs in accuracy: [widths](widths.md) and [ablations](ablations.md). P1 to P14 are the "
-            "goals for\nspeed and size that were set before the work began."
+            " What a lean\ndecoder costs in accuracy: [widths](widths.md) and [ablations](ablations.md). "
+            "P1 to P14 are the goals for\nspeed and size that were set before the work began."
         )
         parts.append(table(result["rows"]))
     if result["profile"]:
