@@ -28,7 +28,7 @@ from .data import fingerprint, stream_rows
 from .image_processing_tamiseg import IGNORE_INDEX
 from .leaks import HASH_SIDE, NEAR, Trace, find_families, find_leaks, leak_table, look_of, trace
 from .sentences import STYLES, WORDINGS, describe, write
-from .slices import dicom_identity, read_images, read_masks, unite
+from .slices import dicom_identity, lie_alike, read_images, read_masks, unite
 from .sources import Source
 
 
@@ -341,6 +341,11 @@ def _read_case(files: Source, case: Case, plan: Plan, problems: Problems, facts:
         sizes = [f"{image.width}x{image.height}" for image in (slices[0].image, found[0].image)]
         if sizes[0] != sizes[1]:
             problems.add("mask of another size than its picture", f"{case.name}: {' and '.join(sizes)}")
+            return []
+        if not lie_alike(slices[0], found[0], len(slices)):
+            problems.add(
+                "mask that lies elsewhere in space than its picture, with whose affine it must be saved", case.name
+            )
             return []
         masks.append(found)
     rows = []

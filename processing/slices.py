@@ -32,22 +32,24 @@ NEEDS_WINDOW = (
 @dataclass
 class Slice:
     """One picture: `image` is 8-bit L or RGB; `encoded` its file, of that `format`; `spacing` mm between rows and
-    between columns, None where the file does not say."""
+    between columns, `affine` (4, 4) of its NIfTI volume in canonical axes, None where the file does not say."""
 
     image: Image.Image
     encoded: bytes
     format: str = "PNG"
     spacing: tuple[float, float] | None = None
+    affine: np.ndarray | None = None
 
 
 @dataclass
 class MaskSlice:
     """One mask: `image` is of mode L and holds class ids, 255 for pixels to ignore; `encoded` its PNG file; `cut`
-    tells whether grey values had to be made two."""
+    tells whether grey values had to be made two; `affine` as of a `Slice`."""
 
     image: Image.Image
     encoded: bytes
     cut: bool = False
+    affine: np.ndarray | None = None
 
 
 def read_images(path: str, content: bytes, window: str | tuple[float, float] | None = None) -> list[Slice]:
@@ -69,8 +71,8 @@ def read_images(path: str, content: bytes, window: str | tuple[float, float] | N
     if path.lower().endswith(".dcm"):
         return _read_dicom(content, window)
     if path.lower().endswith((".nii", ".nii.gz")):
-        volume, spacing = _read_nifti(path, content)
-        return [_grey_slice(values, spacing=spacing) for values in _to_grey(volume, window)]
+        volume, spacing, affine = _read_nifti(path, content)
+        return [_grey_slice(values, spacing=spacing, affine=affine) for values in _to_grey(volume, window)]
     opened = open_picture(content)
     if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
         return [_grey_slice(_to_grey(np.asarray(ImageOps.exif_transpose(opened)), window))]
@@ -101,12 +103,15 @@ def read_masks(
         outlines = _draw_outlines(content, size)
         return [MaskSlice(loader.load_mask(outlines), encode(outlines))]
     if path.lower().endswith((".nii", ".nii.gz", ".dcm")):
-        volume = _dicom_values(content)[0] if path.lower().endswith(".dcm") else _read_nifti(path, content)[0]
+        if path.lower().endswith(".dcm"):
+            volume, affine = _dicom_values(content)[0], None
+        else:
+            volume, _, affine = _read_nifti(path, content)
         slices = volume if volume.ndim == 3 else volume[None]
         # All at once, as one tall picture: what 255 means depends on the values beside it.
         ids = np.asarray(loader.load_mask(slices.reshape(-1, slices.shape[-1]))).reshape(slices.shape)
         masks = [Image.fromarray(mask) for mask in ids]
-        return [MaskSlice(mask, encode(mask)) for mask in masks]
+        return [MaskSlice(mask, encode(mask), affine=affine) for mask in masks]
     opened = open_picture(content)
     try:
         mask = loader.load_mask(opened)
@@ -124,6 +129,17 @@ def _is_two_valued(drawn: Image.Image) -> bool:
     brightness, a red target would be gone, and one of class ids too."""
     pixels = np.asarray(drawn.convert("RGB"))
     return np.ptp(pixels, axis=-1).max() <= GREY_SPREAD and pixels.max() > 127
+
+
+def lie_alike(image: Slice, mask: MaskSlice, num_slices: int) -> bool:
+    """Whether a volume and its mask, of the same size, lie in the same place: no corner is half a voxel off. Of files
+    that do not say where they lie, nobody can tell."""
+    if image.affine is None or mask.affine is None:
+        return True
+    ends = [(0, last) for last in (image.image.width - 1, image.image.height - 1, num_slices - 1)]
+    corners = np.stack([*np.meshgrid(*ends), np.ones((2, 2, 2))]).reshape(4, -1)
+    apart = np.linalg.norm(((image.affine - mask.affine) @ corners)[:3], axis=0).max()
+    return bool(apart < np.linalg.norm(image.affine[:3, :3], axis=0).min() / 2)
 
 
 def unite(masks: list[MaskSlice]) -> MaskSlice:
@@ -255,8 +271,9 @@ def _dicom_values(content: bytes) -> tuple[np.ndarray, dict]:
     return values, facts
 
 
-def _read_nifti(path: str, content: bytes) -> tuple[np.ndarray, tuple[float, float]]:
-    """(slices, height, width) in the file's units, and mm between rows and between columns."""
+def _read_nifti(path: str, content: bytes) -> tuple[np.ndarray, tuple[float, float], np.ndarray]:
+    """(slices, height, width) in the file's units; mm between rows and between columns; the affine (4, 4), which
+    places canonical voxels (column, row, slice) in the room."""
     import nibabel
 
     try:
@@ -273,7 +290,7 @@ def _read_nifti(path: str, content: bytes) -> tuple[np.ndarray, tuple[float, flo
     if values.ndim != 3:
         raise ValueError(f"is a NIfTI file of shape {values.shape}: give one volume of three axes a file")
     _check_values(values)
-    return values[::-1, ::-1].transpose(2, 1, 0), (height_mm, width_mm)
+    return values[::-1, ::-1].transpose(2, 1, 0), (height_mm, width_mm), volume.affine
 
 
 def _unpack(content: bytes) -> bytes:

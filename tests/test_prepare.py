@@ -708,6 +708,29 @@ def test_nifti_volume_becomes_slices(tmp_path):
     assert {row["study_id"] for row in rows} == {"ct"}
 
 
+def test_a_mask_elsewhere_in_space_than_its_picture_is_refused(tmp_path):
+    """The same voxels under another affine would be shown mirrored; less than half a voxel is rounding."""
+    import nibabel
+
+    def save_volume(folder: str, affine: np.ndarray, flip: int = 1) -> None:
+        (tmp_path / "source" / folder).mkdir(parents=True, exist_ok=True)
+        volume = np.zeros((20, 16, 3), np.uint8)
+        volume[15:, 10:, 1] = 1
+        nibabel.save(nibabel.Nifti1Image(volume[::flip], affine), tmp_path / "source" / folder / "ct.nii.gz")
+
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0])
+    save_volume("images", lps)
+    save_volume("labels", np.eye(4))
+    with pytest.raises(ValueError, match="1 mask that lies elsewhere in space .* whose affine it must be saved"):
+        prepare("folder", tmp_path / "source", tmp_path / "out")
+    turned = lps.copy()  # the same place, told from the other end
+    turned[0, [0, 3]] = 1, -19.3
+    save_volume("labels", turned, flip=-1)
+    assert prepare("folder", tmp_path / "source", tmp_path / "out")["counts"] == {"train": 3}
+    row = rows_of(tmp_path / "out")["train"][1]
+    np.testing.assert_array_equal(np.asarray(row["image"]), np.asarray(row["mask"]))
+
+
 def test_classes_of_a_volume_are_those_of_all_its_slices():
     import nibabel
 
