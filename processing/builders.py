@@ -198,6 +198,15 @@ def pair_files(source: Source, problems: Problems, notes: list[str], named: Name
     keys = (_stem,) if named else (_stem, _long_key, _numbered_key)
     key = next((key for key in keys if _all_unique(map(key, images))), keys[:2][-1])
     image_of = _index(images, key, "double picture", problems)
+    drawn = {key(path) for path in masks if not path.lower().endswith(OUTLINES)}
+    boxes = [
+        path
+        for path in masks
+        if path.lower().endswith(OUTLINES) and key(path) in drawn and b"<Region" not in source.read(path)
+    ]
+    if boxes:
+        masks = sorted(set(masks) - set(boxes))
+        notes.append(f"{len(boxes)} {OUTLINES} files without outlines, beside masks, were left out")
     masks_of: dict[str, list[str]] = {}
     for (name, _), mask in _index(masks, lambda path: (key(path), _number(path)), "double mask", problems).items():
         masks_of.setdefault(name, []).append(mask)

@@ -315,12 +315,17 @@ def _draw_outlines(content: bytes, size: tuple[int, int]) -> Image.Image:
     mask = Image.new("L", size, 0)
     draw = ImageDraw.Draw(mask)
     try:
-        for region in ElementTree.fromstring(content).iter("Region"):
+        root = ElementTree.fromstring(content)
+        if not {"Region", "Regions"} & {element.tag for element in root.iter()}:  # boxes of PASCAL VOC, a scan's log
+            raise ValueError("it has no Regions")
+        for region in root.iter("Region"):
             corners = [(float(vertex.get("X")), float(vertex.get("Y"))) for vertex in region.iter("Vertex")]
             if not np.isfinite(corners).all():
                 raise ValueError("a corner is no number")
             if len(corners) > 2:
                 draw.polygon(corners, fill=255)
     except Exception as error:  # of damaged files: the parser and the drawing raise whatever comes
-        raise ValueError(f"cannot be read as outlines ({reason(error)}): download it again") from error
+        raise ValueError(
+            f"cannot be read as outlines ({reason(error)}): download it again, or move it away if it holds none"
+        ) from error
     return mask

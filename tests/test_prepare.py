@@ -327,6 +327,22 @@ def test_monuseg_outlines(tmp_path):
     assert stored["bytes"].startswith(b"\x89PNG")  # browsers do not show tif
 
 
+def test_xml_without_outlines_is_no_mask(tmp_path):
+    """Boxes of PASCAL VOC beside pictures: refused as masks, left out where there are masks."""
+    write_folder(tmp_path / "source", 4)
+    boxes = "<annotation><object><bndbox><xmin>4</xmin></bndbox></object></annotation>"
+    for path in (tmp_path / "source" / "images").glob("*.png"):
+        path.with_suffix(".xml").write_text(boxes)
+    done = prepare("folder", tmp_path / "source", tmp_path / "out")
+    assert sum(done["counts"].values()) == 4
+    assert "4 .xml files without outlines, beside masks, were left out" in done["notes"]
+    shutil.rmtree(tmp_path / "source" / "masks")
+    with pytest.raises(ValueError, match=r"4 unusable mask .*\.xml' cannot be read as outlines \(it has no Regions\)"):
+        prepare("folder", tmp_path / "source", tmp_path / "again")
+    (mask,) = read_masks("a.xml", b"<Annotations><Annotation><Regions/></Annotation></Annotations>", 2, (8, 8))
+    assert not np.asarray(mask.image).any()  # somebody looked, and found nothing
+
+
 def test_monuseg_in_lvit_layout_pairs_tif_with_png(tmp_path):
     for part, number in (("Train", 0), ("Train", 1), ("Val", 2), ("Test", 3)):
         image, mask = draw(number)
