@@ -28,6 +28,7 @@ from .builtin_sample import SPLITS, load_builtin_sample
 from .image_processing_tamiseg import IGNORE_INDEX
 from .prompts import normalize_prompt
 from .reading import parse_json, reason
+from .sources import files_below
 
 
 COLUMNS = ("image", "mask", "prompt", "name", "patient_id")
@@ -98,7 +99,7 @@ def stream_rows(source: str, split: str):
     from datasets import load_dataset
 
     folder = Path(source).expanduser()
-    if folder.is_dir() and any(folder.rglob("*.parquet")):
+    if folder.is_dir() and _parquet_files(folder):
         found, paths, num_rows = _find_parquet(folder, split)
         if num_rows == 0:
             raise ValueError(f"Split '{split}' of '{source}' has no rows: give a source with at least one.")
@@ -428,7 +429,7 @@ def _load_folder(folder: Path, split: str):
         return _load_saved_dataset(folder, split)
     if any(folder.glob("*/metadata.jsonl")):
         return _load_image_folder(folder, split)
-    if any(folder.rglob("*.parquet")):
+    if _parquet_files(folder):
         return _load_parquet(folder, split)
     entries = sorted(path.name for path in folder.iterdir())
     if not entries:
@@ -462,12 +463,16 @@ def _parquet_in_plain_words(where: str | Path):
         ) from error
 
 
+def _parquet_files(folder: Path) -> list[Path]:
+    return [path for path in files_below(folder) if path.suffix == ".parquet"]
+
+
 def _find_parquet(folder: Path, split: str) -> tuple[str, list[str], int]:
     """The split as it is spelt here, its files, and how many rows they hold."""
     from pyarrow.parquet import read_metadata
 
     files: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*.parquet")):
+    for path in _parquet_files(folder):
         files.setdefault(re.split(r"[-_.]", path.name)[0], []).append(str(path))
     found = _find_split(split, files, folder)
     num_rows = 0

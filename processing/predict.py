@@ -18,7 +18,7 @@ import numpy as np
 
 from .prompts import normalize_prompt
 from .reading import reason, sha256
-from .sources import TABLES, parse_table, spelled_alike
+from .sources import TABLES, files_below, parse_table, spelled_alike
 
 
 # Bytes for each pixel of a picture, beside what its tiles take: while they are made (RGB, and normalised in float32),
@@ -277,7 +277,7 @@ def find_pictures(sources: list[str], written: list[Path]) -> list[Picture]:
     """The pictures of files and folders, in their order; what lies in a folder that is `written` to is none."""
     pictures = []
     for source in map(Path, sources):
-        inside = [source] if source.is_file() else sorted(source.rglob("*"))
+        inside = [source] if source.is_file() else files_below(source)
         for path in inside:
             name = path.relative_to(source) if source.is_dir() else Path(path.name)
             wanted = path == source or (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import stat
 import unicodedata
 import zipfile
@@ -46,10 +47,13 @@ class Source:
         self._files: dict[str, Path | tuple[zipfile.ZipFile, zipfile.ZipInfo]] = {}
         if not self.folder.exists():
             raise ValueError(f"there is no folder '{folder}': give the one that holds the data set's files.")
-        found = [self.folder] if self.folder.is_file() else sorted(p for p in self.folder.rglob("*") if p.is_file())
-        for path in found:
+        for path in [self.folder] if self.folder.is_file() else files_below(self.folder):
             relative = PurePosixPath(path.name if self.folder.is_file() else path.relative_to(self.folder).as_posix())
             if _is_hidden(relative):
+                continue
+            if not path.exists():
+                raise ValueError(f"'{path}' is a link to what is not there: mend it, or remove it.")
+            if not path.is_file():  # a device has no end
                 continue
             if path.suffix.lower() == ".zip":
                 self._add_archive(path, relative.with_suffix(""))
@@ -104,6 +108,17 @@ class Source:
             ValueError: it cannot be read as a table.
         """
         return parse_table(path, self.read(path))
+
+
+def files_below(folder: str | Path, inside: frozenset[str] = frozenset()) -> list[Path]:
+    """All that is no folder, at any depth, sorted. Linked folders are entered too, but none that it lies `inside`."""
+    found, inside = [], inside | {os.path.realpath(folder)}
+    for path in Path(folder).iterdir():
+        if not path.is_dir():
+            found.append(path)
+        elif os.path.realpath(path) not in inside:  # else a link back up, which has no end
+            found += files_below(path, inside)
+    return sorted(found)
 
 
 def parse_table(path: str, content: bytes) -> list[dict]:

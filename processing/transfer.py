@@ -120,11 +120,13 @@ def other_pictures(folder: str | None, most: int) -> list:
     from .builtin_sample import ROWS_PER_PICTURE, load_builtin_sample
     from .image_processing_tamiseg import TAMISegImageProcessor
     from .predict import PICTURE_SUFFIXES
+    from .sources import files_below
 
     load = TAMISegImageProcessor().load_image
     if folder is None:
         return [load(row["image"]) for row in load_builtin_sample("test")[::ROWS_PER_PICTURE][:most]]
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    inside = files_below(folder) if Path(folder).is_dir() else []
+    paths = [path for path in inside if path.suffix.lower() in PICTURE_SUFFIXES]
     if not paths:
         raise ValueError(f"'{folder}' holds no picture ({', '.join(PICTURE_SUFFIXES)}): give another --natural.")
     chosen = np.unique(np.linspace(0, len(paths) - 1, most).astype(int))

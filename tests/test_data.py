@@ -129,6 +129,13 @@ def test_parquet_folder(tmp_path):
     assert len(load_rows(source, "val")) == 2
 
 
+def test_parquet_in_a_linked_folder(tmp_path):
+    write_parquet(tmp_path / "elsewhere", "train", table(2))
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "data").symlink_to(tmp_path / "elsewhere")
+    assert len(load_rows(str(tmp_path / "p"), "train")) == stream_rows(str(tmp_path / "p"), "train")[1] == 2
+
+
 @pytest.mark.parametrize("there", ["validation", "valid", "val", "dev"])
 def test_validation_has_many_spellings(tmp_path, there):
     source = write_parquet(tmp_path / "p", there, table(2))

@@ -72,6 +72,13 @@ def test_a_folder_gives_the_same_masks_as_its_pictures_one_by_one(model, scans, 
         assert Image.open(overlays / stem).size == Image.open(scans / name).size
 
 
+def test_pictures_in_linked_folders_are_found(scans, tmp_path):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "more").symlink_to(scans)
+    found = room.find_pictures([str(tmp_path / "linked")], [tmp_path / "out"])
+    assert [picture.name for picture in found] == ["more/a1.png", "more/b/b1.jpg", "more/b/b2.tif"]
+
+
 def test_resumes_after_a_break(model, scans, tmp_path, monkeypatch, capsys):
     out = tmp_path / "masks"
     original, written = room.write, []

@@ -965,6 +965,20 @@ def test_nothing_there(tmp_path):
     assert (tmp_path / "there" / "precious.txt").read_text() == "mine"
 
 
+def test_linked_folders_are_read_and_links_back_up_are_not(tmp_path):
+    write_folder(tmp_path / "elsewhere", 4)
+    (tmp_path / "source").mkdir()
+    for name in ("images", "masks"):
+        (tmp_path / "source" / name).symlink_to(tmp_path / "elsewhere" / name)
+    (tmp_path / "elsewhere" / "images" / "up").symlink_to(tmp_path / "elsewhere" / "images")
+    (tmp_path / "source" / "all").symlink_to(tmp_path / "source")
+    source = Source(tmp_path / "source")
+    assert len(source.paths) == 8 and "images/p0_3.png" in source.paths
+    (tmp_path / "source" / "more").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="more' is a link to what is not there: mend it"):
+        Source(tmp_path / "source")
+
+
 # Archives
 
 
