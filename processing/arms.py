@@ -131,8 +131,8 @@ def paraphrase(prompt: str | None) -> str | None:
 
 
 def split_clauses(prompt: str) -> list[str]:
-    """What commas, semicolons and full stops part; none is empty."""
-    return [clause for clause in re.split(r"\s*[,;.]\s*", prompt) if clause]
+    """What commas, semicolons and full stops part, but for those inside a number; none is empty."""
+    return [clause for clause in re.split(r"\s*(?:;|(?<!\d)[,.]|[,.](?!\d))\s*", prompt) if clause]
 
 
 def remove_places(prompt: str | None) -> str | None:

@@ -243,6 +243,7 @@ def test_impossible_settings_are_refused():
         ("two areas, upper left lung and all right lung.", {"two areas", "upper left lung and all right lung"}),
         ("one lesion; left", {"one lesion", "left"}),
         ("a round spot", {"a round spot"}),
+        ("a 1.5 cm spot", {"a 1.5 cm spot"}),
         ("left", {None}),
         ("", {None}),
         (None, {None}),
