@@ -47,7 +47,8 @@ def load_rows(source: str, split: str, *, max_rows: int | None = None, seed: int
     Args:
         source: `"builtin"` (the synthetic sample), a folder, or the id of a data set on the Hub, where it has several
             configurations with one of them, as "owner/name:configuration". A folder holds
-            - parquet files whose names begin with the split (`train-00000-of-00001.parquet`), at any depth, or
+            - parquet files whose names begin with the split (`train-00000-of-00001.parquet`), at any depth, those of a
+              split in one folder, or
             - what `DatasetDict.save_to_disk` or `Dataset.save_to_disk` wrote, or
             - `<split>/metadata.jsonl`, one line {"image_file_name", "mask_file_name", "prompt", "name", "patient_id"}
               per row, of which the first two are compulsory (`file_name` also names the image), beside the pictures.
@@ -475,6 +476,12 @@ def _find_parquet(folder: Path, split: str) -> tuple[str, list[str], int]:
     for path in _parquet_files(folder):
         files.setdefault(re.split(r"[-_.]", path.name)[0], []).append(str(path))
     found = _find_split(split, files, folder)
+    places = sorted({os.path.dirname(path) for path in files[found]})
+    if len(places) > 1:  # as the configurations of a data set on the Hub lie
+        raise ValueError(
+            f"'{folder}' holds files of the split '{found}' in several folders: give one of "
+            f"{_listed([repr(place) for place in places])}, or put into one folder what belongs together."
+        )
     num_rows = 0
     for path in files[found]:
         try:

@@ -136,6 +136,18 @@ def test_parquet_in_a_linked_folder(tmp_path):
     assert len(load_rows(str(tmp_path / "p"), "train")) == stream_rows(str(tmp_path / "p"), "train")[1] == 2
 
 
+def test_configurations_in_folders_are_not_mixed(tmp_path):
+    """A data set of the Hub, downloaded as it lies there."""
+    (tmp_path / "p").mkdir()
+    for place in ("ct", "mri"):
+        write_parquet(tmp_path / "p" / place, "train", table(2))
+    write_parquet(tmp_path / "p" / "mri", "test", table(3))
+    for open_rows in (load_rows, stream_rows):
+        with pytest.raises(ValueError, match="'train' in several folders: give one of '.*/p/ct', '.*/p/mri', or put"):
+            open_rows(str(tmp_path / "p"), "train")
+    assert len(load_rows(str(tmp_path / "p"), "test")) == 3 and len(load_rows(str(tmp_path / "p/ct"), "train")) == 2
+
+
 @pytest.mark.parametrize("there", ["validation", "valid", "val", "dev"])
 def test_validation_has_many_spellings(tmp_path, there):
     source = write_parquet(tmp_path / "p", there, table(2))
