@@ -404,16 +404,19 @@ class StreamedSegmentationDataset(_Items, torch.utils.data.IterableDataset):
             if row is None:
                 return
             pictures = {column: row.get(column) or {} for column in ("image", "mask")}
-            name = _text(row.get("name")) or PurePath(pictures["image"].get("path") or "unnamed").stem
+            # A file in an archive is told inside out, as "zip://masks/a.png::hf://datasets/...".
+            path = (pictures["image"].get("path") or "unnamed").partition("::")[0]
+            name = _text(row.get("name")) or PurePath(path).stem
             where = f"The row '{name}'"
+            contents = {}
             for column, picture in pictures.items():
-                row[column] = _decode(
+                row[column], contents[column] = _decode(
                     picture, f"{where} has no {column} that can be decoded: replace it or drop the row."
                 )
             row |= {"name": name, "prompt": _prompt(row.get("prompt"), where)}
             row["patient_id"] = _text(row.get("patient_id"))
             image, mask = self._resize(*decode_pair(row, where, self.image_processor))
-            yield self._make(row, image, mask, zlib.crc32(pictures["image"]["bytes"]))
+            yield self._make(row, image, mask, zlib.crc32(contents["image"]))
 
 
 def collate(items: list[dict]) -> dict:
@@ -647,14 +650,18 @@ def _with_our_columns(rows, split: str, source: str):
     return rows.select_columns(list(COLUMNS))
 
 
-def _decode(picture: dict, sentence: str) -> Image.Image:
-    """Decodes {"bytes": ...} of a stream; a ValueError with the sentence where that fails."""
+def _decode(picture: dict, sentence: str) -> tuple[Image.Image, bytes]:
+    """Decodes {"bytes", "path"} of a stream, and gives the file too; a ValueError with the sentence where that fails,
+    a ConnectionError where the file cannot be fetched."""
     try:
-        decoded = Image.open(io.BytesIO(picture["bytes"]))
+        content = _content(picture)
+        decoded = Image.open(io.BytesIO(content))
         decoded.load()
+    except ConnectionError:
+        raise
     except Exception as error:  # of damaged files: decoders raise whatever comes
         raise ValueError(sentence) from error
-    return decoded
+    return decoded, content
 
 
 def _encoded(rows, *columns: str):
@@ -674,6 +681,14 @@ def _content(picture: Image.Image | dict) -> bytes:
 
 
 def _read_file(path: str) -> bytes:
+    if path.rpartition("::")[2].startswith("hf://"):  # of a stream; what stands before tells a file in an archive
+        from datasets.utils.file_utils import xopen
+
+        try:
+            with xopen(path, "rb") as file:
+                return file.read()
+        except Exception as error:  # of connections: their libraries raise whatever comes
+            raise ConnectionError(f"'{path}' cannot be fetched ({reason(error)}): check the connection.") from error
     if not os.path.isfile(path):  # a device has no end
         raise ValueError(f"there is no file '{path}': restore it or drop its row.")
     return Path(path).read_bytes()

@@ -702,6 +702,34 @@ def test_stream_from_the_hub(tmp_path, monkeypatch):
     assert len(list(StreamedSegmentationDataset(stream, processor()))) == 2
 
 
+def test_stream_of_an_image_folder_on_the_hub(tmp_path, monkeypatch):
+    """Whose rows say only where the pictures are."""
+    write_image_folder(tmp_path / "f", count=3)
+    there = f"zip://{tmp_path}/f/train/{{}}.png::hf://datasets/somebody/scans@main/a.zip"
+    names = {"image": "scan_{}", "mask": "masks/{}"}
+    pointers = {
+        column: [{"bytes": None, "path": there.format(name.format(index))} for index in range(3)]
+        for column, name in names.items()
+    }
+    features = datasets.Features({column: datasets.Image() for column in names})
+    rows = datasets.Dataset.from_dict(pointers, features=features).to_iterable_dataset()
+
+    def fetch(path, mode):
+        if "scan_2" in path:
+            raise RuntimeError("the line is dead")
+        return open(path.removeprefix("zip://").partition("::")[0], mode)
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda source, configuration: ["train"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *where, **options: rows)
+    monkeypatch.setattr("datasets.utils.file_utils.xopen", fetch)
+    items = iter(StreamedSegmentationDataset(stream_rows("somebody/scans", "train")[0], processor(), buffer_size=0))
+    first, second = next(items), next(items)
+    assert (first["name"], second["name"]) == ("scan_0", "scan_1") and first["labels"].sum() > 0
+    assert not torch.equal(first["pixel_values"], second["pixel_values"])
+    with pytest.raises(ConnectionError, match=r"scan_2.png::hf://.* cannot be fetched \(the line is dead\): check"):
+        next(items)
+
+
 def test_cache_decodes_once_and_draws_anew():
     class Counted(list):
         reads = 0
