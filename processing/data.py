@@ -9,6 +9,7 @@ batches = DataLoader(data, batch_size=8, shuffle=True, collate_fn=collate)
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -34,6 +35,7 @@ from .sources import files_below
 COLUMNS = ("image", "mask", "prompt", "name", "patient_id")
 # What other people call these columns; the first that is there is taken.
 ALIASES = {"mask": ("label", "labels", "annotation"), "prompt": ("text", "caption", "Description")}
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 VALIDATION_SPELLINGS = ("validation", "valid", "val", "dev")
 
 
@@ -77,7 +79,8 @@ def load_rows(source: str, split: str, *, max_rows: int | None = None, seed: int
     elif folder.exists():
         raise ValueError(f"'{source}' is a file: give the folder that holds it.")
     else:
-        rows = _load_hub(source, split)
+        with _cache_in_plain_words(source):
+            rows = _load_hub(source, split)
     if len(rows) == 0:
         raise ValueError(f"Split '{split}' of '{source}' has no rows: give a source with at least one.")
     rows = _with_our_columns(rows, split, source)
@@ -450,7 +453,7 @@ def _load_parquet(folder: Path, split: str):
     found, paths, num_rows = _find_parquet(folder, split)
     if num_rows == 0:
         return Dataset.from_dict({})  # load_dataset would fail with a riddle, load_rows says it plainly
-    with _parquet_in_plain_words(folder):
+    with _cache_in_plain_words(folder), _parquet_in_plain_words(folder):
         return load_dataset("parquet", data_files={found: paths}, split=found)
 
 
@@ -465,6 +468,27 @@ def _parquet_in_plain_words(where: str | Path):
             f"'{where}' has a parquet file that cannot be read ({reason(error.__cause__ or error)}): download it "
             "again, or check the connection to where it lies."
         ) from error
+
+
+@contextmanager
+def _cache_in_plain_words(source: str | Path):
+    """A cache that is full or must not be written is no fault of what is copied there."""
+    from datasets import config
+
+    try:
+        yield
+    except Exception as error:
+        cause = error
+        while cause is not None:
+            # One check of `datasets` has no number, only words.
+            if isinstance(cause, OSError) and (cause.errno in NO_ROOM or "Not enough disk space" in str(cause)):
+                raise ValueError(
+                    f"'{source}' cannot be copied to the cache in '{config.HF_DATASETS_CACHE}' ({reason(cause)}): "
+                    "make room there, set HF_DATASETS_CACHE (for what is downloaded, HF_HOME) to a folder that has "
+                    "room and may be written, or train with --streaming true."
+                ) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
 
 
 def _parquet_files(folder: Path) -> list[Path]:
@@ -563,7 +587,14 @@ def _load_hub(source: str, split: str, streaming: bool = False):
             f"'{source}' is neither a folder here nor a data set that the Hub gives ({_first_line(error)}): "
             "check the spelling, the connection, and the login if it is private."
         ) from error
-    return load_dataset(hub_id, configuration or None, split=_find_split(split, splits, source), streaming=streaming)
+    found = _find_split(split, splits, source)
+    try:
+        return load_dataset(hub_id, configuration or None, split=found, streaming=streaming)
+    except Exception as error:  # of connections and damaged files: whatever comes
+        raise ValueError(
+            f"'{source}' cannot be loaded ({reason(error.__cause__ or error)}): check the connection, or look at the "
+            "data set's page on the Hub."
+        ) from error
 
 
 def _configurations(hub_id: str) -> list[str]:

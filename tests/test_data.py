@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 
@@ -211,6 +212,30 @@ def test_configurations_of_the_hub_are_named(monkeypatch, source):
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda hub_id: ["ct", "mr"])
     with pytest.raises(ValueError, match=f"'{source}' .* one of somebody/scans:ct, somebody/scans:mr."):
         load_rows(source, "train")
+
+
+def test_a_full_cache_is_no_damaged_file(tmp_path, monkeypatch):
+    from datasets.exceptions import DatasetGenerationError
+
+    source = write_parquet(tmp_path / "p", "train", table(2))
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda hub_id, name: ["train"])
+
+    def fails_by(cause):
+        def load(*of, **options):
+            raise DatasetGenerationError("An error occurred") from cause
+
+        monkeypatch.setattr(datasets, "load_dataset", load)
+
+    for cause in (OSError(errno.ENOSPC, "No space left"), OSError("Not enough disk space. Needed: 9 GB")):
+        fails_by(cause)
+        for where in (source, "somebody/scans"):
+            with pytest.raises(
+                ValueError, match=f"'{where}' .* cache .*(No space|Not enough).* set HF_DATASETS_CACHE"
+            ):
+                load_rows(where, "train")
+    fails_by(EOFError("cut short"))
+    with pytest.raises(ValueError, match=r"'somebody/scans' cannot be loaded \(cut short\): check the connection"):
+        load_rows("somebody/scans", "train")
 
 
 def test_max_rows_is_a_seeded_random_subset(tmp_path):
