@@ -25,6 +25,7 @@ from .sources import TABLES, Source, spelled_alike
 
 
 WITHOUT_PICTURE = "name in a table or list without a picture"
+WITHOUT_SENTENCE = "picture without a sentence"
 SPLITS = ("train", "validation", "test")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".dcm", ".nii", ".nii.gz")
 OUTLINES = ".xml"  # Aperio annotations, as MoNuSeg ships them
@@ -234,7 +235,7 @@ def pair_files(source: Source, problems: Problems, notes: list[str], named: Name
         if folder_split and case.split != folder_split and (case.split, folder_split) != ("validation", "train"):
             problems.add("picture in another split than its table or list says", name)
         if has_sentences and case.prompt is None:
-            problems.add("picture without a sentence", name)
+            problems.add(WITHOUT_SENTENCE, name)
         case.patient_id = row.get("patient_id") or _first_group(named and named.patient, name)
         case.study_id = row.get("study_id") or _first_group(named and named.study, name)
         cases.append(case)

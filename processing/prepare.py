@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .builders import NAMED_SETS, SPLITS, WITHOUT_PICTURE, Case, NamedSet, Problems, pair_files
+from .builders import NAMED_SETS, SPLITS, WITHOUT_PICTURE, WITHOUT_SENTENCE, Case, NamedSet, Problems, pair_files
 from .data import fingerprint, stream_rows
 from .image_processing_tamiseg import IGNORE_INDEX
 from .leaks import HASH_SIDE, NEAR, Trace, find_families, find_leaks, leak_table, look_of, trace
@@ -96,6 +96,8 @@ def prepare(name: str, source: str | Path, output: str | Path, plan: Plan | None
     cases = pair_files(files, problems, notes, named)
     if plan.partial and WITHOUT_PICTURE in problems.found:
         notes.append(f"{len(problems.found.pop(WITHOUT_PICTURE))} names in tables or lists have no picture")
+    if named is None or plan.partial or plan.sentences:
+        problems.found.pop(WITHOUT_SENTENCE, None)  # such rows are counted
     if plan.patient_pattern is not None:
         found = [re.search(plan.patient_pattern, case.name) for case in cases]
         if cases and not any(found):

@@ -383,6 +383,22 @@ def test_folder_with_sentences(tmp_path, table):
     assert found == dict(rows)
 
 
+def test_some_sentences_may_be_missing(tmp_path):
+    """In anyone's folder, as all may; of a named set only where it is said."""
+    write_folder(tmp_path / "source", 6)
+    (tmp_path / "source" / "t.csv").write_text("name,text\n" + "".join(f"p{n // 4}_{n},x\n" for n in range(5)))
+    done = prepare("folder", tmp_path / "source", tmp_path / "out")
+    assert "1 rows without a sentence" in done["notes"]
+    done = prepare("folder", tmp_path / "source", tmp_path / "filled", Plan(sentences="lung"))
+    assert "1 sentences written from the mask" in done["notes"]
+    write_qata(tmp_path / "qata")
+    write_xlsx(tmp_path / "qata" / "Test_text.xlsx", [("mask_sub-S00003_ses-E7_run-1_bp-chest_vp-ap_dx.png", "x")])
+    with pytest.raises(ValueError, match="1 picture without a sentence .sub-S00004"):
+        prepare("qata-cov19", tmp_path / "qata", tmp_path / "named")
+    done = prepare("qata-cov19", tmp_path / "qata", tmp_path / "named", Plan(partial=True))
+    assert "1 rows without a sentence" in done["notes"]
+
+
 def test_tables_as_other_systems_write_them(tmp_path):
     """Semicolons and blank last cells, a first row without a sentence, other slashes, an umlaut as two letters."""
     write_folder(tmp_path / "semicolons", 3)
@@ -846,10 +862,6 @@ MISTAKES = {
     "sentence for nobody": (
         lambda s: (s / "t.csv").write_text("name,text\n" + "".join(f"p{n // 4}_{n},x\n" for n in range(7))),
         "1 name in a table or list without a picture (p1_6)",
-    ),
-    "picture without a sentence": (
-        lambda s: (s / "t.csv").write_text("name,text\n" + "".join(f"p{n // 4}_{n},x\n" for n in range(5))),
-        "1 picture without a sentence (p1_5)",
     ),
     "name in two lists": (
         lambda s: [(s / f"{split}.txt").write_text("p0_0\np0_1") for split in ("train", "test")],
