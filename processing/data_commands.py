@@ -45,7 +45,7 @@ def add_command(commands) -> None:
     action.add_argument(
         "--patient-pattern",
         "--patient_pattern",
-        help="regular expression whose first group, in a name, is the patient",
+        help="regular expression whose first group, in a name (or, where no name has it, in a path), is the patient",
     )
     action.add_argument("--sentences", help="write missing sentences from the masks: lung, polyp or nuclei")
     action.set_defaults(run=prepare_set)

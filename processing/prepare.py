@@ -52,7 +52,7 @@ class Plan:
     partial: bool = False  # take other counts than the published ones
     num_labels: int = 2  # classes of the masks, background included
     window: str | tuple[float, float] | None = None  # of pictures with more than 8 bits
-    patient_pattern: str | None = None  # the first group of it, found in a name, is the patient
+    patient_pattern: str | None = None  # the first group of it, found in a name, or else in a path, is the patient
     sentences: str | None = None  # style of the sentences to write from the masks where there are none
 
     def __post_init__(self):
@@ -100,10 +100,12 @@ def prepare(name: str, source: str | Path, output: str | Path, plan: Plan | None
         problems.found.pop(WITHOUT_SENTENCE, None)  # such rows are counted
     if plan.patient_pattern is not None:
         found = [re.search(plan.patient_pattern, case.name) for case in cases]
+        if not any(found):  # the patient is a folder, and file names do without it
+            found = [re.search(plan.patient_pattern, case.image) for case in cases]
         if cases and not any(found):
             raise ValueError(
-                f"the pattern '{plan.patient_pattern}' is found in no name, the first is '{cases[0].name}': mend the "
-                "pattern."
+                f"the pattern '{plan.patient_pattern}' is found in no name and no path, the first is "
+                f"'{cases[0].image}': mend the pattern."
             )
         cases = [replace(case, patient_id=m[1]) if m else case for case, m in zip(cases, found, strict=True)]
     for case in cases:

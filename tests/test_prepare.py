@@ -448,6 +448,16 @@ def test_few_patients_fill_all_splits(tmp_path):
     assert any("test got none" in note for note in done["notes"])
 
 
+def test_a_pattern_finds_patients_that_are_folders(tmp_path):
+    for number in range(4):
+        for kind, picture in zip(("images", "masks"), draw(number), strict=True):
+            save(tmp_path / "source" / f"patient_{number // 2:02}" / kind / f"IMG_{number}.png", picture)
+    prepare("folder", tmp_path / "source", tmp_path / "out", Plan(patient_pattern=r"(patient_\d+)"))
+    rows = [row for part in rows_of(tmp_path / "out").values() for row in part]
+    patients = {row["name"]: row["patient_id"] for row in rows}
+    assert patients == {f"IMG_{number}": f"patient_{number // 2:02}" for number in range(4)}
+
+
 def test_a_pattern_leaves_other_patients_as_they_are(tmp_path):
     write_folder(tmp_path / "source", 4)
     save(tmp_path / "source" / "images" / "scan.png", draw(9)[0])
@@ -467,7 +477,7 @@ def test_folder_split_by_patient(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "seed 3" in card and "--patient-pattern" in card and str(tmp_path) not in card
     assert fingerprint(load_rows(str(tmp_path / "out"), "train")) in card
-    with pytest.raises(ValueError, match="is found in no name, the first is 'p0_0'"):
+    with pytest.raises(ValueError, match="is found in no name and no path, the first is 'images/p0_0.png'"):
         prepare("folder", tmp_path / "source", tmp_path / "again", Plan(patient_pattern="^(x)"))
     with pytest.raises(ValueError, match="no study is known of any picture"):
         prepare("folder", tmp_path / "source", tmp_path / "again", Plan(split_by="study"))
