@@ -162,8 +162,9 @@ def pair_files(source: Source, problems: Problems, notes: list[str], named: Name
     A mask is told by its own name (`mask_*`, `*_mask`, `*_gt`, ...) or by its folder's; everything else is a picture.
     Numbered ones (`*_mask_1`, `*_mask_2`) are parts of one target; any other second mask is a problem.
     Extensions do not count, and where file names repeat (`patient1/images/001.png`, `patient2/images/001.png`) the
-    other folders count too. A split is told by the table that holds the sentence, by a list (`train.txt`), or by the
-    nearest folder whose name says train, val or test.
+    other folders count too, at last the split (`train/images/001.png`, `test/images/001.png`). A split is told by the
+    table that holds the sentence, by a list (`train.txt`), or by the nearest folder whose name says train, val or
+    test.
 
     Args:
         source: the files.
@@ -195,9 +196,11 @@ def pair_files(source: Source, problems: Problems, notes: list[str], named: Name
             f"{where} holds pictures but no masks: put them into a folder 'masks', or name them like 'scan_mask.png'"
             + (" (GIF is not read: save those files as PNG)." if any_gif else ".")
         )
-    # A file lies in one split only, so the same name in two of them is a leak or a mix-up, never a pair of two rows.
-    keys = (_stem,) if named else (_stem, _long_key, _numbered_key)
+    # A file of a named set lies in one split only, so the same name in two of them is a leak or a mix-up.
+    keys = (_stem,) if named else (_stem, _long_key, _numbered_key, _split_key)
     key = next((key for key in keys if _all_unique(map(key, images))), keys[:2][-1])
+    if key is _split_key:
+        notes.append("names repeat between the splits, so that each begins with its split")
     image_of = _index(images, key, "double picture", problems)
     drawn = {key(path) for path in masks if not path.lower().endswith(OUTLINES)}
     boxes = [
@@ -286,6 +289,11 @@ def _numbered_key(path: str) -> str:
     return _long_key(path, keep_numbers=True)
 
 
+def _split_key(path: str) -> str:
+    """As [`_numbered_key`], after the split, for numbers that begin anew in each."""
+    return "/".join(filter(None, [_split_of(spelled_alike(path)), _numbered_key(path)]))
+
+
 def _split_of(path: str) -> str | None:
     """The split that the nearest folder names: "Train_Folder", "Test Set", "MoNuSegTestData", "imagesTr"."""
     for folder in reversed(path.split("/")[:-1]):
@@ -340,8 +348,8 @@ def _read_tables(source: Source, key, problems: Problems) -> dict[str, dict]:
             entry = {role: normalize_prompt(_text(row.get(column))) for role, column in columns.items() if column}
             if entry["name"] is None:
                 continue
-            name = key(entry.pop("name"))
             entry["split"] = _split_word(entry.get("split") or "") or own_split
+            name = key(_in_split(entry.pop("name"), entry["split"]))
             if said.get(name, entry) != entry:
                 problems.add("name twice in the tables, with different words", name)
             said.setdefault(name, entry)
@@ -366,8 +374,9 @@ def _read_lists(source: Source, key, known: set[str], problems: Problems) -> dic
                 raise ValueError(f"'{path}' is no list in UTF-8 ({error}): save it again as one.") from error
             names = []
             for line in filter(None, map(str.strip, lines)):
-                words = [key(word) for word in line.split()]
-                names += words if key(line) not in known and known & set(words) else [key(line)]
+                words = [key(_in_split(word, split)) for word in line.split()]
+                whole = key(_in_split(line, split))
+                names += words if whole not in known and known & set(words) else [whole]
             for name in names:
                 splits = {split, listed.get(name, split)}
                 if splits == {"train", "validation"}:
@@ -377,6 +386,11 @@ def _read_lists(source: Source, key, known: set[str], problems: Problems) -> dic
                 else:
                     listed[name] = split
     return listed
+
+
+def _in_split(name: str, split: str | None) -> str:
+    """A name of a table or list as a path below its split's folder, unless it says a split itself."""
+    return f"{split}/{name}" if split and not _split_of(spelled_alike(name)) else name
 
 
 def _text(value) -> str | None:

@@ -537,6 +537,17 @@ def test_repeated_names_in_numbered_folders(tmp_path):
     assert not problems.found
 
 
+def test_numbers_that_begin_anew_in_each_split(tmp_path):
+    for number, split in enumerate(("train", "validation", "test")):
+        for kind, picture in zip(("images", "masks"), draw(number), strict=True):
+            save(tmp_path / "source" / split / kind / "0001.png", picture)
+        (tmp_path / "source" / split / "t.csv").write_text(f"name,text\n0001.png,{split}\n")
+    done = prepare("folder", tmp_path / "source", tmp_path / "out")
+    assert "names repeat between the splits, so that each begins with its split" in done["notes"]
+    for split, (row,) in rows_of(tmp_path / "out").items():
+        assert (row["name"], row["prompt"]) == (f"{split}/0001", split)
+
+
 def write_busi(folder: Path) -> None:
     """As from its owners: a folder for each kind, masks beside pictures, some with a second or third mask."""
     for kind, count in (("benign", 12), ("malignant", 6), ("normal", 4)):
