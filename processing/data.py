@@ -28,7 +28,7 @@ from .augmentation import shorten_prompt
 from .builtin_sample import SPLITS, load_builtin_sample
 from .image_processing_tamiseg import IGNORE_INDEX
 from .prompts import normalize_prompt
-from .reading import parse_json, reason
+from .reading import name_flag, parse_json, reason
 from .sources import files_below
 
 
@@ -174,7 +174,8 @@ def decode_pair(row: dict, where: str, image_processor) -> tuple[Image.Image, Im
         image = image_processor.load_image(row["image"])
         mask = image_processor.load_mask(row["mask"])
     except (OSError, ValueError) as error:  # OSError from a PIL file that is decoded only now
-        raise ValueError(f"{where}: {error}") from error
+        flag = """in training --model_config '{"num_labels": 3}'"""
+        raise ValueError(f"{where}: {name_flag(error, flag)}") from error
     if image.size != mask.size:
         raise ValueError(
             f"{where} has an image of {image.width}x{image.height} pixels and a mask of "

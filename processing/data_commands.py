@@ -59,6 +59,9 @@ def add_command(commands) -> None:
     action = actions.add_parser("sentences", help="do sentences agree with masks, before and after augmentation")
     action.add_argument("data", help="what train_hf.py takes as --dataset")
     action.add_argument("--seeds", type=int, default=3, help="of the augmentation; 0 leaves it out")
+    action.add_argument(
+        "--num-labels", "--num_labels", type=int, default=2, help="classes in the masks, background included"
+    )
     action.set_defaults(run=check_sentences)
 
 
@@ -103,23 +106,29 @@ def report_leaks(arguments) -> None:
 
 
 def check_sentences(arguments) -> None:
-    """Prints the agreement of each split and of all, and what augmentation leaves of it on validation."""
+    """Prints the agreement of each split and of all, and what augmentation leaves of it on validation. The target is
+    whatever is not background."""
     from .augmentation import JointAugmentation, measure_truth
     from .data import column
-    from .image_processing_tamiseg import TAMISegImageProcessor
+    from .image_processing_tamiseg import IGNORE_INDEX, TAMISegImageProcessor
+    from .reading import name_flag
     from .sentences import measure_agreement
 
-    load_mask = TAMISegImageProcessor().load_mask
+    load_mask = TAMISegImageProcessor(num_labels=arguments.num_labels).load_mask
     prompts, masks = {}, {}
     for split, rows in _all_rows(arguments.data).items():
         prompts[split] = column(rows, "prompt")
         # Pictures are not needed, so they are not decoded.
         some = rows if isinstance(rows, list) else rows.select_columns("mask")
-        masks[split] = [load_mask(row["mask"]) for row in some]
+        try:
+            masks[split] = [load_mask(row["mask"]) for row in some]
+        except ValueError as error:
+            raise ValueError(f"in '{split}', {name_flag(error, '--num-labels')}") from error
     parts = {split: [split] for split in masks} | {"all": list(masks)}
     for part, splits in parts.items():
         wanted = [prompt for split in splits for prompt in prompts[split]]
-        found = measure_agreement(wanted, (np.asarray(mask) == 1 for split in splits for mask in masks[split]))
+        ids = (np.asarray(mask) for split in splits for mask in masks[split])
+        found = measure_agreement(wanted, ((one > 0) & (one != IGNORE_INDEX) for one in ids))
         shares = ", ".join(f"{name} {100 * share:.2f} %" for name, share in found["agreement"].items())
         print(f"{part}: {found['read']} of {found['rows']} sentences read; agree with the mask: {shares}")
     if arguments.seeds and "validation" in masks:

@@ -27,6 +27,7 @@ from .builders import NAMED_SETS, SPLITS, WITHOUT_PICTURE, WITHOUT_SENTENCE, Cas
 from .data import fingerprint, stream_rows
 from .image_processing_tamiseg import IGNORE_INDEX
 from .leaks import HASH_SIDE, NEAR, Trace, find_families, find_leaks, leak_table, look_of, trace
+from .reading import name_flag
 from .sentences import STYLES, WORDINGS, describe, write
 from .slices import dicom_identity, lie_alike, read_images, read_masks, unite
 from .sources import Source
@@ -337,7 +338,7 @@ def _read_case(files: Source, case: Case, plan: Plan, problems: Problems, facts:
                 path, files.read(path), plan.num_labels, slices[0].image.size, may_cut=named is not None
             )
         except ValueError as error:
-            problems.add("unusable mask", f"'{path}' {error}")
+            problems.add("unusable mask", f"'{path}' {name_flag(error, '--num-labels')}")
             return []
         if len(found) != len(slices):
             problems.add("volume of another number of slices than its mask", case.name)

@@ -18,6 +18,12 @@ def reason(error: Exception) -> str:
     return " ".join(said.split())[:200] or type(error).__name__
 
 
+def name_flag(error: Exception, flag: str) -> str:
+    """What is said of a mask, and where it asks for num_labels, the flag that gives it."""
+    said = str(error)
+    return f"{said.removesuffix('.')} (num_labels is given by {flag})." if "num_labels" in said else said
+
+
 def parse_json(content: str | bytes, where: str, remedy: str):
     """The value that is written there.
 

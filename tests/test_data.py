@@ -471,7 +471,9 @@ def test_pairs_that_do_not_fit(tmp_path):
     ):
         SegmentationDataset(rows, processor())[1]
     rows[1]["mask"] = Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40))
-    with pytest.raises(ValueError, match=r"Row 1 \('n1'\): .*mask > 127"):
+    with pytest.raises(
+        ValueError, match=r"Row 1 \('n1'\): .*mask > 127.* training --model_config '{\"num_labels\": 3}'\)\."
+    ):
         SegmentationDataset(rows, processor())[1]
     with pytest.raises(ValueError, match=r"Row 0 \('n0'\): "):
         read_row([rows[0] | {"prompt": 5}], 0)

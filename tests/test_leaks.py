@@ -129,6 +129,17 @@ def test_sentences_of_the_built_in_sample(capsys):
     assert "all: " in said and "of 12 sentences read" in said and "as in training" in said
 
 
+def test_sentences_of_several_classes(tmp_path, capsys):
+    ids = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 3)
+    rows = {"image": [Image.new("RGB", (8, 8))], "mask": [ids], "prompt": ["nothing"]}
+    features = datasets.Features(image=datasets.Image(), mask=datasets.Image(), prompt=datasets.Value("string"))
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    assert main(["data", "sentences", str(tmp_path)]) == 2
+    assert "num_labels, if these are classes (num_labels is given by --num-labels)." in capsys.readouterr().err
+    assert main(["data", "sentences", str(tmp_path), "--num-labels", "3"]) == 0
+    assert "of 1 sentences read" in capsys.readouterr().out
+
+
 def test_built_in_sample_shares_no_picture(capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("processing.builtin_sample.SPLITS", {"train": 6, "validation": 3, "test": 3})

@@ -508,7 +508,7 @@ def test_flat_folder_of_several_classes(tmp_path, capsys):
     words = ["--source", str(tmp_path / "source"), "--output", str(tmp_path / "again"), "--num-labels", "4"]
     assert main(["data", "prepare", "folder", *words]) == 0
     assert """--model_config '{"num_labels": 4}'""" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no class ids"):
+    with pytest.raises(ValueError, match=r"no class ids: .* \(num_labels is given by --num-labels\)\."):
         prepare("folder", tmp_path / "source", tmp_path / "two")
 
 
