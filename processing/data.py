@@ -29,7 +29,7 @@ from .builtin_sample import SPLITS, load_builtin_sample
 from .image_processing_tamiseg import IGNORE_INDEX
 from .prompts import normalize_prompt
 from .reading import name_flag, parse_json, reason
-from .sources import files_below
+from .sources import files_below, spelled_alike
 
 
 COLUMNS = ("image", "mask", "prompt", "name", "patient_id")
@@ -536,6 +536,7 @@ def _load_image_folder(folder: Path, split: str):
     found = _find_split(split, sorted(path.parent.name for path in folder.glob("*/metadata.jsonl")), folder)
     metadata = folder / found / "metadata.jsonl"
     table: dict[str, list] = {column: [] for column in COLUMNS}
+    alike: dict[str, Path] = {}  # what lies here, as people write it
     for number, line in enumerate(metadata.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
@@ -559,6 +560,9 @@ def _load_image_folder(folder: Path, split: str):
                 raise ValueError(
                     f"{where} names the {column} '{str(file_name)[:200]}', which is not in '{folder}': copy it there."
                 )
+            if not os.path.isfile(path):  # a table in other letters than the files of a Mac
+                alike = alike or {spelled_alike(str(one.relative_to(folder))): one for one in files_below(folder)}
+                path = alike.get(spelled_alike(os.path.relpath(path, folder)), path)
             if not os.path.isfile(path):
                 raise FileNotFoundError(
                     f"{where} names the {column} '{str(file_name)[:200]}', which is not there: add the file."

@@ -195,6 +195,14 @@ def test_image_folder(tmp_path):
     assert (rows[1]["prompt"], rows[1]["patient_id"], rows[2]["prompt"]) == ("the left one", "7", None)
 
 
+def test_image_folder_of_a_mac(tmp_path):
+    """Which stores an umlaut as two letters, where the table has one."""
+    write_image_folder(tmp_path / "f", count=1)
+    (tmp_path / "f" / "train" / "scan_0.png").rename(tmp_path / "f" / "train" / "Mu\u0308ller.png")
+    write_metadata(tmp_path / "f", [{"image_file_name": "M\u00fcller.png", "mask_file_name": "masks/0.png"}])
+    check_row(load_rows(str(tmp_path / "f"), "train")[0], 0, "M\u00fcller")
+
+
 def test_hub(monkeypatch):
     sizes = {None: {"train": 4, "dev": 2}, "ct": {"train": 3}}
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda hub_id, name: list(sizes[name]))
