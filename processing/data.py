@@ -16,6 +16,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -61,8 +62,8 @@ def load_rows(source: str, split: str, *, max_rows: int | None = None, seed: int
     Returns:
         A `datasets.Dataset` (a list for "builtin") with the columns `image` and `mask` (decoded at access), `prompt`,
         `name` and `patient_id`. `prompt` and `patient_id` are None where unknown; `name` is, where the source does not
-        give it, the image file's stem, or "<split>/<index>" if file names are not kept either. `patient_id` is as it
-        is stored: `read_row` and `column` read blank and NaN as unknown too.
+        give it, the image file's stem (with its folders, where stems repeat), or "<split>/<index>" if file names are
+        not kept either. `patient_id` is as it is stored: `read_row` and `column` read blank and NaN as unknown too.
 
     Raises:
         ValueError, FileNotFoundError: the source, the split, a column or a mask is missing. A picture that cannot be
@@ -680,10 +681,23 @@ def _with_our_columns(rows, split: str, source: str):
     names = [_text(name) for name in rows.select_columns("name")["name"][:]]
     if None in names:
         paths = encoded["image"]["image.path"].to_pylist()
-        spare = [PurePath(path).stem if path else f"{split}/{index}" for index, path in enumerate(paths)]
+        known = _names_of({path for path in paths if path})
+        spare = [known.get(path, f"{split}/{index}") for index, path in enumerate(paths)]
         names = [name or instead for name, instead in zip(names, spare, strict=True)]
         rows = rows.remove_columns("name").add_column("name", names)
     return rows.select_columns(list(COLUMNS))
+
+
+def _names_of(paths: set[str]) -> dict[str, str]:
+    """Path -> its stem, where several have the same ("a/0.png", "b/0.png") after the folders that tell them apart."""
+    files = {path: PurePath(path) for path in paths}
+    counts = Counter(file.stem for file in files.values())
+    twins = [file.parent.parts for file in files.values() if counts[file.stem] > 1]
+    common = len(os.path.commonprefix(twins))
+    return {
+        path: file.stem if counts[file.stem] == 1 else "/".join([*file.parent.parts[common:], file.stem])
+        for path, file in files.items()
+    }
 
 
 def _decode(picture: dict, sentence: str) -> tuple[Image.Image, bytes]:

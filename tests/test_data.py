@@ -331,6 +331,17 @@ def test_missing_names_are_those_of_the_files(tmp_path, names):
     assert column(load_rows(str(tmp_path / "f"), "train"), "name") == expected
 
 
+def test_equal_stems_keep_their_folders(monkeypatch):
+    """As of an image folder on the Hub; two rows about one picture are still called alike."""
+    paths = ["/c/train/a/0.png", "/c/train/b/0.png", "/c/train/b/0.png", "/c/train/b/1.png"]
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    pictures = [{"bytes": encode(draw(0)[0]), "path": path} for path in paths]
+    rows = datasets.Dataset.from_dict({"image": pictures, "mask": pictures}, features=features)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda hub_id, name: ["train"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *of, **options: rows)
+    assert column(load_rows("somebody/scans", "train"), "name") == ["a/0", "b/0", "b/0", "1"]
+
+
 # Mistakes
 
 
