@@ -264,6 +264,17 @@ FREE_FIELDS = {
 }  # fmt: skip
 
 
+def contents_of(arguments: Arguments, fingerprints: dict[str, str]) -> dict[str, str]:
+    """What tells the data and the encoders of a run wherever they lie: hashes of rows, and of weights in folders.
+
+    The rows of a stream of the Hub are told by its name alone.
+    """
+    places = {role: getattr(arguments, role) for role in ("dataset", "vision_model", "text_model", "teacher")}
+    folders = {role: Path(place) for role, place in places.items() if source_of(place) == "folder"}
+    data = {"dataset": " ".join(fingerprints.values())} if "dataset" in folders or not arguments.streaming else {}
+    return data | {role: hash_weights(folder) for role, folder in folders.items() if role != "dataset"}
+
+
 def for_dry_run(arguments: Arguments) -> Arguments:
     """One step and one batch of validation, in a folder of its own, with nothing sent anywhere."""
     step = arguments.batch_size * arguments.gradient_accumulation_steps
@@ -571,7 +582,10 @@ def main(argv=None) -> dict:
     run |= {"processes": accelerator.num_processes, "train_rows": num_train_rows, "validation_rows": len(eval_rows)}
     if arguments.streaming:  # each worker makes batches of its own share: another number is another order
         run["num_workers"] = arguments.num_workers
-    checkpoints = Checkpoints(accelerator, output / "checkpoints", run)
+    # A stream is not read again only to be described.
+    kept_rows = {"validation": eval_rows} if arguments.streaming else {"train": train_rows, "validation": eval_rows}
+    fingerprints = {split: fingerprint(rows) for split, rows in kept_rows.items()}
+    checkpoints = Checkpoints(accelerator, output / "checkpoints", run, contents_of(arguments, fingerprints))
     if arguments.resume:
         state = checkpoints.load(arguments.resume) or state
     if accelerator.is_main_process:
@@ -696,14 +710,12 @@ def main(argv=None) -> dict:
     scores = evaluate(accelerator, Segmenter(best, processor), eval_rows, asked, arguments.batch_size)
     command = "python train_hf.py " + shlex.join(sys.argv[1:] if argv is None else argv)
     weights = hash_weights(output / "best" / "model.safetensors")
-    # A stream is not read again only to be described.
-    kept_rows = {"validation": eval_rows} if arguments.streaming else {"train": train_rows, "validation": eval_rows}
     result = {
         **receipt(command, weights, arguments.seed, str(accelerator.device)),
         "arguments": without_folders(asdict(arguments)),
         "split": "validation",
         "scores": scores,
-        "data": {split: fingerprint(rows) for split, rows in kept_rows.items()},
+        "data": fingerprints,
         "rows": {
             split: describe_rows(column(rows, "prompt"), column(rows, "patient_id"))
             for split, rows in kept_rows.items()

@@ -41,12 +41,15 @@ class Checkpoints:
         accelerator: with everything prepared that belongs to the state.
         folder: where the checkpoints lie.
         run: what must not change between the parts of a run, as plain JSON.
+        contents: for those of its names that say where something lies, what tells that it is the same thing (a hash):
+            this must not change then, while the place may.
     """
 
-    def __init__(self, accelerator, folder: str | Path, run: dict):
+    def __init__(self, accelerator, folder: str | Path, run: dict, contents: dict[str, str] | None = None):
         self.accelerator = accelerator
         self.folder = Path(folder)
         self.run = json.loads(json.dumps(run))  # as it will be read back: tuples are lists there
+        self.contents = contents or {}
         self.mine: list[Path] = []
 
     def save(self, progress: dict) -> Path:
@@ -68,7 +71,8 @@ class Checkpoints:
             self.accelerator.save_state(str(draft))
             everyone()
             if main:
-                (draft / PROGRESS).write_text(json.dumps({"progress": progress, "run": self.run}, indent=2))
+                told = {"progress": progress, "run": self.run, "contents": self.contents}
+                (draft / PROGRESS).write_text(json.dumps(told, indent=2))
                 files = {path.name: sha256(path) for path in sorted(draft.iterdir())}
                 (draft / MANIFEST).write_text(json.dumps(files, indent=2))
                 _settle(draft, folder)
@@ -107,15 +111,21 @@ class Checkpoints:
         if found is None:
             return None
         folder, saved = found
+        contents = saved.get("contents", {})  # an older checkpoint tells folders by where they lay
         changes = [
-            f"{name} was {saved['run'].get(name)!r} and is {self.run.get(name)!r}"
-            for name in sorted(saved["run"].keys() | self.run.keys())
-            if saved["run"].get(name) != self.run.get(name)
+            f"{name} was {before!r} and is {self.run.get(name)!r}"
+            for name, before in sorted(saved["run"].items())  # which may lack a newer field
+            if before != self.run.get(name) and name not in contents.keys() & self.contents.keys()
+        ]
+        changes += [
+            f"{name} ({self.run.get(name)}) holds other {'rows' if name == 'dataset' else 'weights'} than before"
+            for name in sorted(contents.keys() & self.contents.keys())
+            if contents[name] != self.contents[name]
         ]
         if changes:
             raise ValueError(
-                f"{folder} comes from another run ({'; '.join(changes)}): give the old values to go on, or start anew "
-                "in another --output_dir."
+                f"{folder} comes from another run ({'; '.join(changes)}): give the old values, data and weights to go "
+                "on, or start anew in another --output_dir."
             )
         self.accelerator.load_state(str(folder))
         self.mine = [folder]

@@ -12,17 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from safetensors.torch import load_file
 
 import train_hf
 from modeling_tamiseg.decoder import MultiScaleModule
 from modeling_tamiseg.losses import segmentation_loss
+from processing.reading import sha256
 from train_hf import label_weights, main, memory_format_for, parse_arguments
+
+from .test_data import write_image_folder
 
 
 SMALL = ["--dataset", "builtin", "--image_size", "32", "--batch_size", "4", "--cpu", "true",
          "--max_train_samples", "10", "--max_eval_samples", "6", "--projector_size", "16",
          "--freeze_text_encoder", "false"]  # fmt: skip
+DRAWN = ["--stage", "finetune", "--image_size", "32", "--batch_size", "4", "--cpu", "true", "--epochs", "2"]
 
 
 def train(folder, *words):
@@ -98,6 +103,43 @@ def test_same_seed_twice_and_resumed_gives_the_same_weights(tmp_path, monkeypatc
     train(tmp_path / "c", *words, "--resume", "auto")
     resumed = weights(tmp_path / "c")
     assert all((first[key] == resumed[key]).all() for key in first)
+
+
+def test_resuming_looks_at_rows_and_weights_not_at_where_they_lie(tmp_path, capsys):
+    for split in ("train", "validation"):
+        write_image_folder(tmp_path / "data", split)
+    teacher, moved = pretrained_teacher(tmp_path), tmp_path / "moved"
+
+    def go_on(folder):
+        words = ["--dataset", str(folder / "data"), "--teacher", str(folder / "teacher"), "--resume", "auto"]
+        return main(["--output_dir", str(tmp_path / "run"), *DRAWN, "--projector_size", "16", *words])
+
+    go_on(tmp_path)
+    moved.mkdir()
+    (tmp_path / "data").rename(moved / "data")
+    teacher.rename(moved / "teacher")
+    go_on(moved)
+    assert "resumed from" in capsys.readouterr().out
+    Image.new("L", (40, 30), 255).save(moved / "data" / "train" / "masks" / "0.png")
+    with pytest.raises(ValueError, match=r"dataset \(.*\) holds other rows than before.*: give the old values, data"):
+        go_on(moved)
+    write_image_folder(tmp_path / "new", "train")
+    (moved / "data" / "train").rename(moved / "spoilt")
+    (tmp_path / "new" / "train").rename(moved / "data" / "train")
+    pretrained_teacher(moved)  # other weights
+    with pytest.raises(ValueError, match=r"teacher \(.*\) holds other weights than before"):
+        go_on(moved)
+    # A checkpoint of an older version tells no contents, and lacks newer fields.
+    state = sorted((tmp_path / "run" / "checkpoints").glob("epoch-*"))[-1]
+    told = json.loads((state / "progress.json").read_text())
+    del told["contents"], told["run"]["horizontal_flip"]
+    told["run"] |= {"dataset": str(moved / "data"), "teacher": str(moved / "teacher")}
+    (state / "progress.json").write_text(json.dumps(told))
+    manifest = json.loads((state / "manifest.json").read_text())
+    (state / "manifest.json").write_text(json.dumps(manifest | {"progress.json": sha256(state / "progress.json")}))
+    capsys.readouterr()
+    go_on(moved)
+    assert f"resumed from {state}" in capsys.readouterr().out
 
 
 def test_two_processes_evaluate_every_row_once(tmp_path):
@@ -205,9 +247,6 @@ def prepared(tmp_path_factory):
     write_folder(folder / "source", 20)
     prepare("folder", folder / "source", folder / "data", Plan(sentences="lung"))
     return folder / "data"
-
-
-DRAWN = ["--stage", "finetune", "--image_size", "32", "--batch_size", "4", "--cpu", "true", "--epochs", "2"]
 
 
 @pytest.mark.parametrize("way", ["streaming", "cache"])
