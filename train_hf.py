@@ -587,7 +587,12 @@ def main(argv=None) -> dict:
     fingerprints = {split: fingerprint(rows) for split, rows in kept_rows.items()}
     checkpoints = Checkpoints(accelerator, output / "checkpoints", run, contents_of(arguments, fingerprints))
     if arguments.resume:
-        state = checkpoints.load(arguments.resume) or state
+        found = checkpoints.load(arguments.resume)
+        if found and not (output / "best").is_dir():
+            # Of another folder's run, say. Its best/ may be of a later epoch than this checkpoint, so it is not taken.
+            say(f"there is no {output / 'best'} yet: the best epoch is chosen among those that come now")
+            found |= {"best": -1.0, "stale": 0}
+        state = found or state
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         rewind_lines(output / "metrics.jsonl", state["epoch"])
@@ -704,6 +709,10 @@ def main(argv=None) -> dict:
                 leave(stop.number)
             save_state()
     bar.close()
+    if accelerator.is_main_process and not (output / "best").is_dir():  # resumed after the last epoch
+        say("no epoch was left: the weights of the checkpoint are taken as the best")
+        write_whole(output / "best", lambda folder: save(scored_model, processor, folder))
+    accelerator.wait_for_everyone()
 
     best = type(bare_model).from_pretrained(output / "best").to(accelerator.device, memory_format=layout)
     asked = {"no_text": arms["no_text"]} if pretraining else arms

@@ -142,6 +142,22 @@ def test_resuming_looks_at_rows_and_weights_not_at_where_they_lie(tmp_path, caps
     assert f"resumed from {state}" in capsys.readouterr().out
 
 
+def test_a_checkpoint_goes_on_in_another_folder(pretrained, tmp_path, capsys):
+    first, last = sorted((pretrained / "checkpoints").glob("epoch-*"))
+    words = ["--stage", "pretrain", "--epochs", "2", "--resume"]
+    state = json.loads((first / "progress.json").read_text())
+    assert state["progress"]["epoch"] == 1
+    result = train(tmp_path / "b", *words, str(first))
+    assert "the best epoch is chosen among those that come now" in capsys.readouterr().out
+    (line,) = (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()
+    dice = json.loads(line)["validation_dice_per_image"]
+    assert result["scores"]["no_text"]["dice_per_image"] == pytest.approx(dice)
+    train(tmp_path / "c", *words, str(last))
+    assert "no epoch was left: the weights of the checkpoint are taken" in capsys.readouterr().out
+    best, kept = (load_file(f / "model.safetensors") for f in (tmp_path / "c" / "best", last))
+    assert all((kept[key] == value).all() for key, value in best.items())
+
+
 def test_two_processes_evaluate_every_row_once(tmp_path):
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
