@@ -107,7 +107,10 @@ class Arguments:
     # Model
     vision_model: str = field(default="tiny", metadata={"help": "tiny (from scratch), a folder, or a Hub id"})
     text_model: str = field(default="tiny", metadata={"help": "tiny (from scratch), a folder, or a Hub id"})
-    freeze_text_encoder: bool = field(default=True, metadata={"help": "keep the text encoder as it came"})
+    freeze_text_encoder: bool | None = field(
+        default=None,
+        metadata={"help": "keep the text encoder as it came; left out: unless it is tiny, which came knowing nothing"},
+    )
     freeze_vision_encoder: bool = field(default=False, metadata={"help": "keep the image encoder as it came"})
     model_config: str = field(default="{}", metadata={"help": "JSON with further fields of TAMISegConfig"})
     model_class: str | None = field(
@@ -167,6 +170,8 @@ class Arguments:
     hub_private: bool = field(default=True, metadata={"help": "let nobody else see it"})
 
     def __post_init__(self):
+        if self.freeze_text_encoder is None:
+            self.freeze_text_encoder = not self.learns_tiny_text()
         for name in ("image_size", "epochs", "batch_size", "gradient_accumulation_steps", "max_train_samples",
                      "max_eval_samples", "max_steps"):  # fmt: skip
             value = getattr(self, name)
@@ -208,6 +213,12 @@ class Arguments:
                 f"model_config has unknown fields {unknown}: see TAMISegConfig for the known ones (the encoders' are "
                 "those of vision_model and text_model)."
             )
+
+    def learns_tiny_text(self) -> bool:
+        """Whether there is a text encoder from scratch, and sentences for it to learn by. Stage 1 has neither, and a
+        baseline's text encoder is frozen unless the user says otherwise: few of them read it."""
+        reads = self.stage == "finetune" and self.model_class is None and self.prompt_dropout < 1
+        return self.text_model == "tiny" and reads
 
 
 def as_words(fields: dict) -> list[str]:
@@ -604,6 +615,8 @@ def main(argv=None) -> dict:
         f"{rows_per_step}, {sum(p.numel() for p in parameters) / 1e6:.2f} M "
         f"trainable parameters, {accelerator.num_processes} process(es) on {accelerator.device}, seed {arguments.seed}"
     )
+    if arguments.learns_tiny_text() and arguments.freeze_text_encoder:
+        say("the tiny text encoder stays as it was drawn and learns nothing: leave out --freeze_text_encoder true")
     if num_train_rows is None:
         say("the stream does not say its length: validation comes after each whole pass, and after the last step")
 

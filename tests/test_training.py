@@ -185,6 +185,19 @@ def test_flag_beats_file_beats_default(tmp_path):
     assert (read.model_config, read.epochs, read.cache) == ('{"hidden_size": 96}', 20, True)
 
 
+def test_a_text_encoder_from_scratch_learns_unless_told_otherwise(tmp_path, capsys):
+    def frozen(*words):
+        return parse_arguments(["--stage", "finetune", "--output_dir", "x", *words]).freeze_text_encoder
+
+    assert frozen() is False and frozen("--text_model", "some/bert") is True
+    assert frozen("--freeze_text_encoder", "true") is True
+    assert frozen("--text_model", "some/bert", "--freeze_text_encoder", "false") is False
+    for no_use in (["--prompt_dropout", "1"], ["--model_class", "a:B"], ["--stage", "pretrain"]):
+        assert frozen(*no_use) is True
+    train(tmp_path, "--stage", "finetune", "--freeze_text_encoder", "true", "--dry_run", "true")
+    assert "the tiny text encoder stays as it was drawn and learns nothing" in capsys.readouterr().out
+
+
 def test_pictures_are_normalised_as_the_encoder_knows_them(tmp_path):
     words = ["--stage", "finetune", "--output_dir", "x", "--vision_model"]
     rows = [{"prompt": "left"}]
