@@ -106,7 +106,9 @@ class Arguments:
     cache: bool = field(default=False, metadata={"help": "keep decoded training rows in memory, 4 bytes a pixel"})
     # Model
     vision_model: str = field(default="tiny", metadata={"help": "tiny (from scratch), a folder, or a Hub id"})
-    text_model: str = field(default="tiny", metadata={"help": "tiny (from scratch), a folder, or a Hub id"})
+    text_model: str = field(
+        default="tiny", metadata={"help": "tiny (from scratch), a folder, or a Hub id (of a TAMISeg model too)"}
+    )
     freeze_text_encoder: bool | None = field(
         default=None,
         metadata={"help": "keep the text encoder as it came; left out: unless it is tiny, which came knowing nothing"},

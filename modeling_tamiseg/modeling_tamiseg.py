@@ -447,8 +447,18 @@ def load_vision_model(name_or_path: str) -> tuple[PreTrainedModel, list[int]]:
 
 
 def load_text_model(name_or_path: str) -> PreTrainedModel:
-    """A pretrained text encoder without a pooler, from a Hub id or folder."""
+    """A pretrained text encoder without a pooler, from a Hub id or folder: any text model of `AutoModel`, or the text
+    encoder of a TAMISeg checkpoint of stage 2.
+
+    Raises:
+        OSError: if there is no such model.
+        ValueError: if it is a TAMISeg checkpoint of stage 1.
+    """
     config = _read_config(name_or_path)
+    if config.model_type == "tamiseg":
+        if TAMISegForConsistencyPretraining.__name__ in (config.architectures or ()):
+            raise ValueError(f"'{name_or_path}' is of stage 1, which has no text encoder: give a model of stage 2.")
+        return TAMISegForImageSegmentation.from_pretrained(name_or_path, dtype=torch.float32).text_encoder.model
     return AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **without_pooler(config))
 
 

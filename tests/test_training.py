@@ -215,6 +215,20 @@ def test_pictures_are_normalised_as_the_encoder_knows_them(tmp_path):
     assert list(again.image_processor.image_std) == told["image_std"] and again.image_processor.do_resize
 
 
+def test_the_text_encoder_of_a_trained_model_is_taken_with_its_words(pretrained, tmp_path):
+    finetune = ["--stage", "finetune", "--max_steps", "1"]
+    train(tmp_path / "first", *finetune)
+    best = tmp_path / "first" / "best"
+    train(tmp_path / "second", *finetune, "--text_model", str(best), "--freeze_text_encoder", "true")
+    given, taken = (load_file(folder / "model.safetensors") for folder in (best, tmp_path / "second" / "best"))
+    texts = [key for key in given if key.startswith("text_encoder.")]
+    assert texts and all((given[key] == taken[key]).all() for key in texts)
+    words = [json.loads((tmp_path / run / "best" / "tokenizer.json").read_text()) for run in ("first", "second")]
+    assert words[0]["model"] == words[1]["model"]
+    with pytest.raises(ValueError, match="is of stage 1, which has no text encoder: give a model of stage 2"):
+        train(tmp_path / "third", *finetune, "--text_model", str(pretrained / "best"))
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
