@@ -57,6 +57,7 @@ from processing.augmentation import ConsistencyPerturbation, JointAugmentation
 from processing.batch_norm import synchronize_batch_norms
 from processing.checkpoints import Checkpoints, Stopped, StopSignal, rewind_lines, write_whole
 from processing.data import (
+    NoSuchSplit,
     SegmentationDataset,
     StreamedSegmentationDataset,
     collate,
@@ -67,6 +68,7 @@ from processing.data import (
     stream_rows,
 )
 from processing.evaluation import Segmenter, evaluate, hash_weights, receipt
+from processing.holding_out import hold_out, pick
 from processing.hub import check_name, list_code, push, reserve, without_folders
 from processing.image_processing_tamiseg import IGNORE_INDEX
 from processing.model_card import describe_rows, model_card, source_of
@@ -89,6 +91,10 @@ class Arguments:
     image_size: int = field(default=256, metadata={"help": "side of the square the model sees, in pixels"})
     max_train_samples: int | None = field(default=None, metadata={"help": "a random subset of the training rows"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "a random subset of the validation rows"})
+    validation_share: float = field(
+        default=0.0,
+        metadata={"help": "share of the training rows to validate on, whole patients, where there is no such split"},
+    )
     label_budget: float = field(
         default=1.0,
         metadata={"help": "share of the training masks that are used; the other rows serve consistency, distillation"},
@@ -181,6 +187,10 @@ class Arguments:
                 raise ValueError(f"{name} is {value}: give at least 1.")
         if self.streaming and (self.cache or self.max_train_samples):
             raise ValueError("streaming keeps no rows and picks none: leave out cache and max_train_samples.")
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"validation_share is {self.validation_share}: give a share below 1, for example 0.1.")
+        if self.streaming and self.validation_share:
+            raise ValueError("streaming does not know its rows beforehand: leave out validation_share.")
         if not 0 < self.label_budget <= 1:
             raise ValueError(f"label_budget is {self.label_budget}: give a share above 0, up to 1 (all masks).")
         if self.streaming and self.label_budget < 1:
@@ -301,6 +311,23 @@ def for_dry_run(arguments: Arguments) -> Arguments:
         report_to="none",
         push_to_hub=False,
     )
+
+
+def load_splits(arguments: Arguments) -> tuple:
+    """The rows to train on, None where they are streamed, and those to validate on."""
+    source, most = arguments.dataset, (arguments.max_train_samples, arguments.max_eval_samples)
+    try:
+        eval_rows = load_rows(source, "validation", max_rows=most[1])
+    except NoSuchSplit as error:
+        if not arguments.validation_share:
+            raise NoSuchSplit(
+                f"{str(error).rstrip('.')}, or give --validation_share 0.1 to hold out a tenth of the training rows."
+            ) from error
+        parts = hold_out(load_rows(source, "train"), arguments.validation_share)
+        return tuple(pick(rows, count) for rows, count in zip(parts, most, strict=True))
+    if arguments.validation_share:
+        raise ValueError(f"'{source}' has a split 'validation': leave out validation_share.")
+    return None if arguments.streaming else load_rows(source, "train", max_rows=most[0]), eval_rows
 
 
 def build_processor(arguments: Arguments, rows) -> TAMISegProcessor:
@@ -490,14 +517,13 @@ def main(argv=None) -> dict:
         reserve(arguments.hub_model_id, public=not arguments.hub_private)
 
     # Data. The sample's pictures have a seed of their own: every run is tested on the same ones.
+    train_rows, eval_rows = load_splits(arguments)
     if arguments.streaming:
         train_rows, num_train_rows = stream_rows(arguments.dataset, "train")
         if num_train_rows is None and arguments.max_steps is None:
             raise ValueError(f"nobody says how many rows '{arguments.dataset}' streams: give --max_steps.")
     else:
-        train_rows = load_rows(arguments.dataset, "train", max_rows=arguments.max_train_samples)
         num_train_rows = len(train_rows)
-    eval_rows = load_rows(arguments.dataset, "validation", max_rows=arguments.max_eval_samples)
     processor = build_processor(arguments, train_rows)
     model = build_model(arguments, processor)
     pretraining = arguments.stage == "pretrain"

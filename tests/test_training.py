@@ -9,6 +9,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
@@ -21,7 +22,7 @@ from modeling_tamiseg.losses import segmentation_loss
 from processing.reading import sha256
 from train_hf import label_weights, main, memory_format_for, parse_arguments
 
-from .test_data import write_image_folder
+from .test_data import table, write_image_folder, write_parquet
 
 
 SMALL = ["--dataset", "builtin", "--image_size", "32", "--batch_size", "4", "--cpu", "true",
@@ -278,6 +279,35 @@ def test_bad_input_ends_with_one_sentence(tmp_path, words, sentence):
     assert "Traceback" not in run.stderr
     said = [line for line in run.stderr.splitlines() if line.startswith("train_hf.py:")]
     assert len(said) == 1 and sentence in said[0], run.stderr
+
+
+def test_without_a_validation_split_a_share_of_the_patients_is_held_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    # Row 0 and 1 are one patient, row 6 shows row 0's picture, rows 7 to 9 have no patient.
+    pictures = table(10)[:]["image"]
+    pictures[6] = pictures[0]
+    patients = ["a", "a", "b", "b", "c", "c", None, None, None, None]
+    columns = {"image": pictures, "mask": table(10)[:]["mask"], "patient_id": patients, "name": list("0123456789")}
+    data = datasets.Dataset.from_dict(columns)
+    write_parquet(tmp_path / "data", "train", data)
+    words = ["--stage", "finetune", "--output_dir", "x", "--dataset", str(tmp_path / "data")]
+    with pytest.raises(ValueError, match="or give --validation_share 0.1 to hold out a tenth of the training rows"):
+        train_hf.load_splits(parse_arguments(words))
+    for share in (0.1, 0.3, 0.9):
+        arguments = parse_arguments([*words, "--validation_share", str(share), "--seed", str(share)[-1]])
+        train_rows, eval_rows = train_hf.load_splits(arguments)
+        names = [set(train_hf.column(rows, "name")) for rows in (train_rows, eval_rows)]
+        assert len(train_rows) + len(eval_rows) == 10 and not names[0] & names[1]
+        assert all(n & {*"016"} in ({*"016"}, set()) for n in names)
+        assert train_hf.shared_patients(train_rows, eval_rows) == 0 and len(train_rows)
+        assert len(eval_rows) >= min(10 * share, 7)
+    assert train_hf.fingerprint(train_hf.load_splits(arguments)[1]) == train_hf.fingerprint(eval_rows)
+    few = ["--validation_share", "0.3", "--max_train_samples", "4", "--max_eval_samples", "2"]
+    result = main([*words, *DRAWN, "--output_dir", str(tmp_path / "run"), *few])
+    assert result["steps"] == 2 and result["scores"]["no_text"]["num_images"] == 2
+    write_parquet(tmp_path / "data", "validation", table(2))
+    with pytest.raises(ValueError, match="has a split 'validation': leave out validation_share"):
+        train_hf.load_splits(arguments)
 
 
 @pytest.fixture(scope="module")
