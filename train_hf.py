@@ -552,9 +552,10 @@ def main(argv=None) -> dict:
         train_data = SegmentationDataset(
             view_rows, processor.image_processor, labelled=labelled, cache=arguments.cache, **views
         )
+    step_rows = arguments.batch_size * arguments.gradient_accumulation_steps  # one step's share of this process
     train_loader = DataLoader(
         train_data,
-        batch_size=arguments.batch_size * arguments.gradient_accumulation_steps,  # one step's share of this process
+        batch_size=step_rows,
         shuffle=None if arguments.streaming else True,
         collate_fn=collate,
         num_workers=arguments.num_workers,
@@ -592,7 +593,7 @@ def main(argv=None) -> dict:
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=arguments.weight_decay)
     bare_model = model
     model, optimizer = accelerator.prepare(model, optimizer)
-    rows_per_step = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
+    rows_per_step = step_rows * accelerator.num_processes
     if arguments.streaming:  # each process reads its own share already
         train_loader = StreamedBatches(train_loader, accelerator)
         steps_per_epoch = math.ceil((num_train_rows or 0) / rows_per_step)
@@ -666,6 +667,10 @@ def main(argv=None) -> dict:
         rows_folder=output / "stopped_on",
     )
 
+    def rows_at_once() -> int:
+        """Pictures that an evaluation takes: no more than a step does, whose batches may have been halved."""
+        return min(arguments.batch_size, math.ceil(step_rows / state["pieces"]))
+
     def save_state() -> Path:
         state["sums"] = mean_over_processes(accelerator, state["sums"])
         return checkpoints.save(state)
@@ -718,7 +723,7 @@ def main(argv=None) -> dict:
             asked = {name: arms[name]}
             segment = Segmenter(scored_model, processor)
             try:
-                scores = evaluate(accelerator, segment, eval_rows, asked, arguments.batch_size, stop.watch)[name]
+                scores = evaluate(accelerator, segment, eval_rows, asked, rows_at_once(), stop.watch)[name]
             except Stopped:
                 leave(stop.number)
             sums = mean_over_processes(accelerator, state["sums"])
@@ -757,7 +762,7 @@ def main(argv=None) -> dict:
 
     best = type(bare_model).from_pretrained(output / "best").to(accelerator.device, memory_format=layout)
     asked = {"no_text": arms["no_text"]} if pretraining else arms
-    scores = evaluate(accelerator, Segmenter(best, processor), eval_rows, asked, arguments.batch_size)
+    scores = evaluate(accelerator, Segmenter(best, processor), eval_rows, asked, rows_at_once())
     command = "python train_hf.py " + shlex.join(sys.argv[1:] if argv is None else argv)
     weights = hash_weights(output / "best" / "model.safetensors")
     result = {

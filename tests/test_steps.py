@@ -88,6 +88,24 @@ def test_out_of_memory_halves_or_stops(tmp_path):
         stops.step()
 
 
+def test_evaluations_take_no_more_pictures_than_halved_batches(tmp_path, monkeypatch):
+    compute, evaluate, asked = train_hf.compute_losses, train_hf.evaluate, []
+
+    def little_memory(*words):
+        if len(words[4]["name"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return compute(*words)
+
+    def spy(*words):
+        asked.append(words[4])
+        return evaluate(*words)
+
+    monkeypatch.setattr(train_hf, "compute_losses", little_memory)
+    monkeypatch.setattr(train_hf, "evaluate", spy)
+    main(["--output_dir", str(tmp_path), *TINY, "--max_steps", "1", "--on_out_of_memory", "halve"])
+    assert asked == [1, 1]  # after the epoch, and of the best weights
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_its_rows(tmp_path):
     toy = Toy(tmp_path)
     before = toy.weights()
