@@ -794,7 +794,12 @@ def main(argv=None) -> dict:
         say(f"  {arm.replace('_', ' '):<26}{100 * score['dice_per_image']:>10.2f}{100 * score['dice_global']:>14.2f}")
     say(f"best model: {output / 'best'}")
     if pretraining:
-        say(f"next: python train_hf.py --stage finetune --vision_model {output / 'best'} --output_dir ...")
+        # What both stages have to share, as far as it is not what stage 2 would take by itself.
+        shared = ("dataset", "image_size", "validation_share", "model_config")
+        defaults = Arguments.__dataclass_fields__
+        told = {key: getattr(arguments, key) for key in shared if getattr(arguments, key) != defaults[key].default}
+        words = shlex.join(as_words({**told, "vision_model": output / "best"}))
+        say(f"next: python train_hf.py --stage finetune {words} --output_dir ...")
     else:
         say(f'next: tamiseg predict IMAGE --text "..." --model {output / "best"} --output mask.png')
     # The last gathering must be over everywhere before processes part: torch can lock up when it ends a gloo group

@@ -4,6 +4,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from itertools import pairwise
@@ -141,6 +142,17 @@ def test_resuming_looks_at_rows_and_weights_not_at_where_they_lie(tmp_path, caps
     capsys.readouterr()
     go_on(moved)
     assert f"resumed from {state}" in capsys.readouterr().out
+
+
+def test_the_next_command_names_the_same_data(tmp_path, prepared, capsys):
+    config = '{"num_labels": 3}'
+    words = ["--dataset", str(prepared), *DRAWN[2:], "--max_steps", "1", "--model_config", config]
+    main(["--stage", "pretrain", "--output_dir", str(tmp_path / "my run"), *words])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
+    arguments = parse_arguments(shlex.split(line)[3:])
+    assert (arguments.dataset, arguments.image_size, arguments.model_config) == (str(prepared), 32, config)
+    assert (arguments.stage, arguments.vision_model) == ("finetune", str(tmp_path / "my run" / "best"))
+    assert "batch_size" not in line and "validation_share" not in line
 
 
 def test_a_checkpoint_goes_on_in_another_folder(pretrained, tmp_path, capsys):
