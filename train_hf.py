@@ -129,8 +129,10 @@ class Arguments:
     distillation_weight: float = field(default=0.5, metadata={"help": "weight of the distillation; 0: not computed"})
     projector_size: int = field(default=2048, metadata={"help": "width of the projectors; at 512 a 7th of their cost"})
     # Optimisation
-    epochs: int = field(default=20, metadata={"help": "passes over the training rows"})
-    max_steps: int | None = field(default=None, metadata={"help": "stop after so many optimiser steps"})
+    epochs: int = field(default=20, metadata={"help": "passes over the training rows; max_steps beats it"})
+    max_steps: int | None = field(
+        default=None, metadata={"help": "take so many optimiser steps, be they fewer or more than epochs has"}
+    )
     batch_size: int = field(default=16, metadata={"help": "pictures that a process takes at once"})
     gradient_accumulation_steps: int = field(
         default=1, metadata={"help": "batches whose gradients make one optimiser step; pictures weigh alike"}

@@ -144,6 +144,12 @@ def test_resuming_looks_at_rows_and_weights_not_at_where_they_lie(tmp_path, caps
     assert f"resumed from {state}" in capsys.readouterr().out
 
 
+def test_max_steps_beats_epochs_and_both_say_so(tmp_path):
+    assert train(tmp_path, "--stage", "pretrain", "--epochs", "1", "--max_steps", "4")["steps"] == 4  # an epoch has 3
+    told = [train_hf.Arguments.__dataclass_fields__[name].metadata["help"] for name in ("epochs", "max_steps")]
+    assert "max_steps" in told[0] and "more than epochs" in told[1]
+
+
 def test_the_next_command_names_the_same_data(tmp_path, prepared, capsys):
     config = '{"num_labels": 3}'
     words = ["--dataset", str(prepared), *DRAWN[2:], "--max_steps", "1", "--model_config", config]
