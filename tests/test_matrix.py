@@ -90,6 +90,9 @@ class Here:
             future.set_exception(error)
         return future
 
+    def shutdown(self, cancel_futures):
+        pass
+
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
@@ -256,6 +259,34 @@ def test_a_run_that_fails_is_said_and_the_others_go_on(small, monkeypatch, capsy
     assert matrix.main() == 1
     assert "parts-unet-seed0: log.txt ends with: the disk is full" in capsys.readouterr().out
     assert len(list((small / "results/small").glob("parts-*.json"))) == 3
+
+
+def test_a_matrix_that_is_stopped_goes_on(small, monkeypatch, capsys):
+    done, trained = matrix.run, []
+
+    def run(words, log, threads):
+        if words[0] == "train_hf.py":
+            trained.append(words[words.index("--output_dir") + 1].removeprefix("runs/small/"))
+        if len(trained) == 3:
+            trained.append("stopped")
+            raise KeyboardInterrupt
+        done(words, log, threads)
+
+    described = yaml.safe_load(TINY)
+    described["groups"] = {"parts": described["groups"]["parts"]}
+    described["groups"]["parts"]["variants"] = {"full": {}, "no_text": {"prompt_dropout": 1.0}}
+    (small / "small.yaml").write_text(yaml.safe_dump(described))
+    monkeypatch.setattr(matrix, "run", run)
+    assert matrix.main() == 130
+    kept = {path.name: path.read_bytes() for path in (small / "results/small").iterdir()}
+    assert set(kept) == {"parts-full-seed0.json", "parts-full-seed0.npz"}
+    capsys.readouterr()
+    assert matrix.main() == 0
+    assert "2 runs, 1 of them open" in capsys.readouterr().out
+    assert (small / "results/small/parts-no_text-seed0.json").is_file()
+    assert all((small / "results/small" / name).read_bytes() == before for name, before in kept.items())
+    again = "parts/no_text-seed0"
+    assert trained == ["starts/tiny-seed0", "parts/full-seed0", again, "stopped", again]
 
 
 def test_the_end_of_a_log_says_why(tmp_path):
