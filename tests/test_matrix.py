@@ -3,6 +3,7 @@
 """The matrix of experiments: its file says what is meant, a small one runs to its page, and baselines learn."""
 
 import json
+import shlex
 import shutil
 import sys
 from concurrent.futures import Future
@@ -13,6 +14,8 @@ import pytest
 import scipy.stats
 import torch
 import yaml
+from accelerate.state import AcceleratorState
+from transformers import BertConfig, BertModel, DINOv3ViTConfig, DINOv3ViTModel, ResNetConfig, ResNetModel
 
 import train_hf
 from experiments import matrix
@@ -20,6 +23,9 @@ from experiments.baselines import CLASSES
 from modeling_tamiseg import TAMISegConfig
 from processing import ablations, command_line, comparison
 from processing.ablations import ablations_page, load_summaries
+
+from .test_data import write_image_folder
+from .test_processing import make_tokenizer
 
 
 ROOT = Path(__file__).parent.parent
@@ -245,6 +251,51 @@ def test_a_dry_run_tries_each_training_once(small, monkeypatch, capsys):
     assert "parts-no_text, finetune: log.txt ends with: no such file" in said
     assert all(words[words.index("--vision_model") + 1] == "tiny" for words in commands)  # stage 1 was not made
     assert all(train_hf.parse_arguments(words[1:]).dry_run for words in commands)
+
+
+@pytest.fixture
+def like_the_paper(tmp_path, monkeypatch):
+    """A folder with data and encoders under the names that the recipes for a GPU have, tiny and random; and the words
+    that make their pictures, batches and projectors small too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for name in ("data/qata_cov19", "data/kvasir_seg"):
+        for split in ("train", "validation"):
+            write_image_folder(tmp_path / name, split)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 24], depths=[1, 1, 1, 1])
+    ResNetModel(resnet).save_pretrained("microsoft/resnet-50")
+    BertModel(BertConfig(vocab_size=20, **small)).save_pretrained("emilyalsentzer/Bio_ClinicalBERT")
+    make_tokenizer().save_pretrained("emilyalsentzer/Bio_ClinicalBERT")
+    DINOv3ViTModel(DINOv3ViTConfig(**small)).save_pretrained("facebook/dinov3-vitb16-pretrain-lvd1689m")
+    # Accelerate keeps the precision of a process's first run: the recipes' bf16 must neither find nor leave another.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield ["--image_size", "32", "--batch_size", "2", "--num_workers", "0", "--projector_size", "16", "--cpu", "true"]
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("name", ["qata_resnet50_256", "kvasir_resnet50_256"])
+def test_recipes_for_a_gpu_pass_a_dry_run(like_the_paper, name, capsys):
+    recipe = ROOT / "experiments" / f"{name}.yaml"
+    commands = yaml.safe_load(recipe.read_text())["recipe"]["commands"]
+    trainings = [command for command in commands if command.startswith("python train_hf.py")]
+    assert len(trainings) == 2
+    for command in trainings:
+        words = shlex.split(command.replace("$SEED", "0").replace(f"experiments/{name}.yaml", str(recipe)))[2:]
+        first = ["--vision_model", "microsoft/resnet-50"]  # stands in for what comes of stage 1
+        train_hf.main([*words, *first, *like_the_paper, "--dry_run", "true"])
+    assert capsys.readouterr().out.count("dry run: data, model, one step, evaluation and saving work") == 2
+
+
+def test_a_matrix_for_a_gpu_passes_a_dry_run(like_the_paper, monkeypatch, capsys):
+    monkeypatch.setattr(matrix, "run", lambda words, log, threads: train_hf.main([*words[1:], *like_the_paper]))
+    chosen = {"parts-width_128", "distillation-weight_0.5", "budgets-ours_0.05", "baselines-clipseg_decoder"}
+    variants = matrix.read_matrix(ROOT / "experiments" / "matrix_qata_resnet50_256.yaml", seeds=[0])
+    assert {variant.group for variant in variants} == {name.partition("-")[0] for name in chosen}
+    assert matrix.try_all([variant for variant in variants if f"{variant.group}-{variant.name}" in chosen]) == 0
+    said = capsys.readouterr().out
+    assert "6 trainings tried, 0 of them not ready" in said  # with the stage 1 of all masks, and of few
+    assert all(f"{name}, finetune: ready" in said for name in chosen)
 
 
 def test_a_run_that_fails_is_said_and_the_others_go_on(small, monkeypatch, capsys):
