@@ -11,6 +11,7 @@ from transformers import (
     BertConfig,
     BertModel,
     ConvNextConfig,
+    DINOv3ViTConfig,
     MobileNetV2Config,
     PvtV2Backbone,
     PvtV2Config,
@@ -29,7 +30,7 @@ from modeling_tamiseg import (
     TextCache,
 )
 from modeling_tamiseg.decoder import convolve_upsampled, upsample
-from modeling_tamiseg.losses import segmentation_loss
+from modeling_tamiseg.losses import consistency_loss, dice_loss, distillation_loss, segmentation_loss
 from modeling_tamiseg.modeling_tamiseg import load_vision_model
 from modeling_tamiseg.tiling import SPARE, PeakMemory, tiles
 
@@ -547,7 +548,7 @@ def test_distillation_changes_the_step_and_weight_zero_does_not():
 
 @pytest.mark.parametrize("kind", ["dinov3_vit", "dinov3_convnext", "vit", "mobilenet_v2"])
 def test_teachers_of_every_kind_give_their_grid(kind):
-    from transformers import DINOv3ConvNextConfig, DINOv3ViTConfig, ViTConfig
+    from transformers import DINOv3ConvNextConfig
 
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     config, grid = {
@@ -565,6 +566,60 @@ def test_teachers_of_every_kind_give_their_grid(kind):
     assert teaching.teacher_tokens(pixel_values).shape[1] == grid[0] * grid[1]
     loss = teaching(model(pixel_values).vision_hidden_states, pixel_values)
     assert -1 <= loss <= 1
+
+
+@torch.no_grad()
+def test_teacher_tokens_are_its_patches_of_pictures_as_it_knows_them():
+    config = DINOv3ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_register_tokens=4)
+    of_student, of_teacher = ([0.1, 0.2, 0.6], [0.4, 0.3, 0.2]), ([0.5, 0.4, 0.3], [0.2, 0.5, 0.3])  # mean, deviation
+    teaching = SemanticDistiller(AutoModel.from_config(config), [8], (48, 32), *of_teacher, *of_student, 8)
+    picture = torch.rand(2, 48, 32, 3)
+    student, teacher = (
+        ((picture - torch.tensor(mean)) / torch.tensor(std)).movedim(-1, 1) for mean, std in (of_student, of_teacher)
+    )
+    patches = teaching.teacher(teacher).last_hidden_state[:, 1 + 4 :]
+    assert patches.shape == (2, 6, 16)
+    torch.testing.assert_close(teaching.teacher_tokens(student), patches, atol=1e-4, rtol=1e-4)
+
+
+# Losses
+
+
+def test_distillation_loss_is_least_where_both_agree():
+    tokens, length = torch.randn(2, 5, 8), torch.rand(2, 5, 1) + 0.5
+    torch.testing.assert_close(distillation_loss(tokens, tokens), torch.tensor(-1.0))
+    torch.testing.assert_close(distillation_loss(length * tokens, tokens), torch.tensor(-1.0))
+    torch.testing.assert_close(distillation_loss(-tokens, tokens), torch.tensor(1.0))
+
+
+def test_dice_loss_by_hand():
+    probability = torch.tensor([[[0.8, 0.4], [0.6, 0.2]]])
+    logits = torch.stack([1 - probability, probability], dim=1).log()
+    labels = torch.tensor([[[1, 0], [1, 0]]])
+    # 1.4 of the probability lies on the target; both sum to 2.
+    torch.testing.assert_close(dice_loss(logits, labels), torch.tensor(1 - (2 * 1.4 + 1) / (2 + 2 + 1)))
+    labels[0, 1, 0] = 255
+    torch.testing.assert_close(dice_loss(logits, labels), torch.tensor(1 - (2 * 0.8 + 1) / (1.4 + 1 + 1)))
+
+
+def test_losses_weigh_as_in_the_paper():
+    config = TAMISegConfig()
+    assert (config.cross_entropy_weight, config.dice_weight, config.consistency_weight) == (1.0, 1.5, 1.0)
+    logits, labels = torch.randn(2, 2, 8, 8), torch.randint(0, 2, (2, 8, 8))
+    expected = F.cross_entropy(logits, labels) + 1.5 * dice_loss(logits, labels)
+    torch.testing.assert_close(segmentation_loss(logits, labels), expected)
+
+
+def test_consistency_asks_each_view_for_the_other_s_answer():
+    sure = 10.0 * torch.tensor([-1.0, 1.0])[None, :, None, None].expand(1, 2, 4, 4)
+    valid = torch.ones(1, 4, 4, dtype=torch.bool)
+    assert consistency_loss(sure, sure, valid) < 1e-6
+    torch.testing.assert_close(consistency_loss(sure, -sure, valid), torch.tensor(20.0))
+    # One view hardly knows: asked for the other's answer it pays much, and the other for its answer more.
+    unsure = sure / -20
+    paid = [F.softplus(torch.tensor(x)) for x in (1.0, 20.0)]
+    torch.testing.assert_close(consistency_loss(unsure, sure, valid), sum(paid) / 2)
+    assert consistency_loss(sure, -sure, ~valid) == 0  # what only one view shows
 
 
 def test_pictures_without_labels_ask_nothing():

@@ -190,6 +190,10 @@ def test_two_processes_evaluate_every_row_once(tmp_path):
     assert all(scores["num_images"] == 6 for scores in result["scores"].values())
 
 
+def test_distillation_weighs_as_in_the_paper():
+    assert parse_arguments(["--stage", "finetune", "--output_dir", "x"]).distillation_weight == 0.5
+
+
 def test_flag_beats_file_beats_default(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("epochs: 7\nlearning_rate: 3.0e-4\nstage: pretrain\n")
