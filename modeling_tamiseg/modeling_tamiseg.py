@@ -52,6 +52,9 @@ class TAMISegPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     _no_split_modules = ["TextImageAlignment", "MultiScaleModule"]
     _supports_sdpa = True
+    # Our losses are means over the batch that is given. As forward takes **kwargs, `Trainer` would think otherwise,
+    # and add up over accumulated batches what it should average.
+    accepts_loss_kwargs = False
     _is_fused = False
 
     def __init__(self, config: TAMISegConfig, *inputs, **kwargs):

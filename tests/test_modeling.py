@@ -418,6 +418,22 @@ def test_trainer_predicts_logits_alone(tmp_path):
     assert set(TAMISegImageSegmentationOutput.__dataclass_fields__) == shown
 
 
+def test_trainer_takes_the_same_step_in_pieces(tmp_path):
+    row = {"pixel_values": torch.randn(3, 32, 32), "input_ids": sentences(1)[0]}
+    row["labels"] = torch.randint(0, 2, (32, 32))
+    weights, losses = [], []
+    for batch_size, pieces in ((8, 1), (2, 4)):
+        model = tiny_model()
+        arguments = TrainingArguments(
+            tmp_path, per_device_train_batch_size=batch_size, gradient_accumulation_steps=pieces, max_steps=1,
+            optim="sgd", learning_rate=0.1, max_grad_norm=1e6, use_cpu=True, report_to="none", save_strategy="no",
+        )  # fmt: skip
+        losses.append(Trainer(model, arguments, train_dataset=[row] * 8).train().training_loss)
+        weights.append([p.detach() for p in model.parameters() if p.requires_grad])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=1e-4)
+
+
 def test_wrong_strides_are_refused():
     with pytest.raises(ValueError, match="set vision_strides"):
         tiny_model(vision=CONVNEXT)(torch.randn(1, 3, 64, 64))
