@@ -47,7 +47,11 @@ def segmentation_loss(
     dice_weight: float = 1.5,
     ignore_index: int = 255,
 ) -> torch.Tensor:
-    """`cross_entropy_weight * cross-entropy + dice_weight * Dice loss`; a term of weight 0 is not computed."""
+    """`cross_entropy_weight * cross-entropy + dice_weight * Dice loss`; a term of weight 0 is not computed.
+
+    In float32 whatever the logits are: sums over the pixels of a picture are beyond what float16 holds.
+    """
+    logits = logits.float()
     loss = logits.new_zeros(())
     if cross_entropy_weight:
         loss = loss + cross_entropy_weight * cross_entropy_loss(logits, labels, ignore_index)
@@ -66,6 +70,7 @@ def consistency_loss(logits: torch.Tensor, other_logits: torch.Tensor, valid: to
     Returns:
         A scalar, 0 at the least.
     """
+    logits, other_logits = logits.float(), other_logits.float()  # as in `segmentation_loss`
     pixels = valid.sum().clamp(min=1)
 
     def towards(student, teacher):

@@ -649,6 +649,17 @@ def test_pictures_without_labels_ask_nothing():
     assert segmentation_loss(logits, torch.full_like(labels, 255)) == 0
 
 
+def test_half_precision_can_sum_a_picture():
+    """float16 ends at 65504, fewer than the pixels of a picture."""
+    logits, other = torch.randn(2, 1, 2, 300, 300)
+    labels, valid = torch.randint(0, 2, (1, 300, 300)), torch.ones(1, 300, 300, dtype=torch.bool)
+    for dtype in (torch.float16, torch.bfloat16):
+        half, half_other = logits.to(dtype), other.to(dtype)
+        torch.testing.assert_close(segmentation_loss(half, labels), segmentation_loss(half.float(), labels))
+        expected = consistency_loss(half.float(), half_other.float(), valid)
+        torch.testing.assert_close(consistency_loss(half, half_other, valid), expected)
+
+
 def test_the_reference_trains_by_the_function_it_answers_with():
     maps = [torch.randn(2, 5, side, side + 1) for side in (8, 4, 2, 1)]
     weight = torch.randn(7, 20, 3, 3)
