@@ -34,8 +34,8 @@ class TAMISegPipeline(Pipeline):
     def __call__(self, inputs, text: str | list[str | None] | None = None, **kwargs):
         """
         Args:
-            inputs: a picture (path, PIL image or array), a dict `{"image": ..., "text": ...}`, or a list, generator
-                or dataset of either.
+            inputs: a picture (path, PIL image or array), a dict `{"image": ..., "text": ...}` or row of a data set
+                `{"image": ..., "prompt": ...}`, or a list, generator or dataset of either.
             text: what to look for: one sentence for all, or with a list of pictures one (or None) for each. Several
                 about one picture are for the processor and the model.
             threshold (`float`, *optional*): least probability that counts as found, in [0, 1]; two classes only.
@@ -81,7 +81,7 @@ class TAMISegPipeline(Pipeline):
         row = inputs if isinstance(inputs, dict) else {"image": inputs}
         if "image" not in row:
             raise ValueError(f"a row with {sorted(row)} has no picture: give a dict with 'image' and 'text'.")
-        sentence = row.get("text", text)
+        sentence = row.get("text", row.get("prompt", text))
         if isinstance(sentence, (list, tuple)):
             raise ValueError(
                 f"the pipeline takes one sentence per picture, not {len(sentence)}: give several to the processor and "

@@ -99,6 +99,7 @@ def test_kinds_of_input(pipe, tmp_path):
         assert same(pipe(given, text="the lesion"), expected)
     assert same(pipe({"image": image(), "text": "the lesion"}), expected)
     assert same(pipe({"image": image(), "text": "the lesion"}, text="left"), expected)
+    assert same(pipe({"image": image(), "prompt": "the lesion", "mask": None}, text="left"), expected)
 
 
 def test_mask_has_the_upright_size(pipe, tmp_path):
