@@ -42,7 +42,9 @@ class TAMISegTextEncoder(nn.Module):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        # What is frozen may hold adapters, which train.
+        trains = not self.frozen or any(p.requires_grad for p in self.model.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             return self.model(**inputs).last_hidden_state
 
 

@@ -336,6 +336,20 @@ def test_frozen_parts_hold_still():
     assert not any(m.training for m in model.text_encoder.modules())
 
 
+def test_adapters_in_a_frozen_text_encoder_train():
+    """As peft puts them in: the layer's own weights are frozen, thin ones beside them are not."""
+    model = tiny_model().train()
+    attention = model.text_encoder.model.encoder.layer[0].attention.self
+    thin = torch.nn.Sequential(torch.nn.Linear(16, 2), torch.nn.Linear(2, 16))
+    attention.query.register_forward_hook(lambda layer, inputs, output: output + thin(inputs[0]))
+    attention.query.thin = thin
+    asked = {"pixel_values": torch.randn(2, 3, 64, 64), "labels": torch.ones(2, 64, 64, dtype=torch.long)}
+    model(input_ids=sentences(2), **asked).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in thin.parameters())
+    assert attention.query.weight.grad is None
+    assert not tiny_model().train().get_text_features(sentences(2)).requires_grad
+
+
 def test_running_statistics_of_mobilenet_average_over_batches():
     model = tiny_model(vision=MOBILENET)
     norms = [m for m in model.vision_encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
