@@ -108,26 +108,39 @@ class TextCrossAttention(nn.Module):
         Returns:
             What is to be added to `tokens`, of the same shape.
         """
-        scores, values = self.sentence_matrices(words)
+        scores, values, bias = self.sentence_matrices(words)
         unread = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, torch.finfo(scores.dtype).min)
         unread = unread.repeat(1, self.heads)[:, None]  # (batch, 1, heads * words), added while multiplying
         attention = torch.baddbmm(unread, self.norm(tokens) + positions, scores)
         attention = attention.unflatten(-1, (self.heads, -1)).softmax(dim=-1)
         if kept is not None:
             kept.append(attention.transpose(1, 2))
-        return torch.baddbmm(self.output.bias, attention.flatten(2), values)
+        return torch.baddbmm(bias, attention.flatten(2), values)
 
-    def sentence_matrices(self, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(batch, words, width)` to A `(batch, width, heads * words)` and B `(batch, heads * words, width)`."""
+    def sentence_matrices(self, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`(batch, words, width)` to A `(batch, width, heads * words)`, B `(batch, heads * words, width)` and what is
+        added behind it, `(width,)`."""
         # (batch, words, heads * head_dim) -> (batch, heads, words, head_dim)
         keys, values = (
             projection(words).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
             for projection in (self.key, self.value)
         )
-        query_weight = self.query.weight.unflatten(0, (self.heads, self.head_dim)) * self.head_dim**-0.5
-        output_weight = self.output.weight.t().unflatten(0, (self.heads, self.head_dim))
+        query_weight, _ = weight_and_bias(self.query, words.shape[-1], like=words)
+        output_weight, bias = weight_and_bias(self.output, self.heads * self.head_dim, like=words)
+        query_weight = query_weight.unflatten(0, (self.heads, self.head_dim)) * self.head_dim**-0.5
+        output_weight = output_weight.t().unflatten(0, (self.heads, self.head_dim))
         scores = torch.matmul(keys, query_weight).flatten(1, 2).transpose(1, 2)
-        return scores, torch.matmul(values, output_weight).flatten(1, 2)
+        return scores, torch.matmul(values, output_weight).flatten(1, 2), bias
+
+
+def weight_and_bias(layer: nn.Module, in_features: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight `(out_features, in_features)` and bias of a linear layer; of one that was wrapped by an adapter (peft) or
+    quantised, as its answers show them."""
+    if type(layer) is nn.Linear:
+        return layer.weight, layer.bias
+    bias = layer(like.new_zeros(1, in_features))
+    weight = layer(torch.eye(in_features, dtype=like.dtype, device=like.device)) - bias
+    return weight.t(), bias[0]
 
 
 def position_code(

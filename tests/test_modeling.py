@@ -350,6 +350,47 @@ def test_adapters_in_a_frozen_text_encoder_train():
     assert not tiny_model().train().get_text_features(sentences(2)).requires_grad
 
 
+class Adapted(torch.nn.Module):
+    """What peft puts in a linear layer's place."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer
+        self.thin = torch.nn.Sequential(
+            torch.nn.Linear(layer.in_features, 2, bias=False), torch.nn.Linear(2, layer.out_features, bias=False)
+        )
+
+    def forward(self, x):
+        return self.base_layer(x) + self.thin(x)
+
+
+def test_adapters_in_the_alignment_train_and_can_be_merged():
+    model, pixel_values, input_ids = tiny_model(), torch.randn(2, 3, 64, 64), sentences(2)
+    before = model(pixel_values, input_ids).logits
+    adapted = {}
+    for i, attention in enumerate(model.alignment.attentions):
+        for name in ("query", "key", "value", "output"):
+            adapted[i, name] = Adapted(getattr(attention, name))
+            setattr(attention, name, adapted[i, name])
+    logits = model(pixel_values, input_ids).logits
+    logits.square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for layer in adapted.values() for p in layer.thin.parameters())
+    assert (logits - before).abs().max() > 1e-4
+    for (i, name), layer in adapted.items():
+        layer.base_layer.weight.data += layer.thin[1].weight.data @ layer.thin[0].weight.data
+        setattr(model.alignment.attentions[i], name, layer.base_layer)
+    torch.testing.assert_close(model(pixel_values, input_ids).logits, logits, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")  # torch wants it to be done by torchao, a package of its own
+def test_linear_layers_can_be_quantised():
+    model, pixel_values, input_ids = tiny_model(), torch.randn(2, 3, 64, 64), sentences(2)
+    expected = model(pixel_values, input_ids).logits
+    small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
+    assert (small(pixel_values, input_ids).logits - expected).abs().max() < 0.05 * expected.abs().max()
+
+
 def test_running_statistics_of_mobilenet_average_over_batches():
     model = tiny_model(vision=MOBILENET)
     norms = [m for m in model.vision_encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
