@@ -117,5 +117,16 @@ def _check_backbone(backbone):
     return list(backbone.channels)
 
 
+def _trim_swin(backbone):
+    channels = _check_backbone(backbone)
+    getattr(backbone, backbone.base_model_prefix).layernorm = nn.Identity()  # of the last state, which is no map
+    return channels
+
+
 _FEATURES = {"resnet": _resnet_features, "mobilenet_v2": _mobilenet_v2_features}
-_TRIM = {"resnet": _trim_resnet, "mobilenet_v2": _trim_mobilenet_v2}
+_TRIM = {
+    "resnet": _trim_resnet,
+    "mobilenet_v2": _trim_mobilenet_v2,
+    "swin": _trim_swin,
+    "maskformer-swin": _trim_swin,
+}

@@ -52,6 +52,14 @@ CONVNEXT = {
     "depths": [1, 1, 1, 1],
     "out_indices": [1, 2, 3, 4],
 }
+SWIN = {
+    "model_type": "swin",
+    "embed_dim": 8,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 1, 1, 1],
+    "window_size": 2,
+    "out_indices": [1, 2, 3, 4],
+}
 
 
 def tiny_config(vision=RESNET, **kwargs) -> TAMISegConfig:
@@ -75,11 +83,21 @@ def sentences(batch_size=3, length=6):
         {"vision": MOBILENET},
         {"vision": {**MOBILENET, "output_stride": 32}},
         {"vision": CONVNEXT, "vision_strides": [4, 8, 16, 32]},
+        {"vision": SWIN, "vision_strides": [4, 8, 16, 32]},
         {"use_multi_scale": False},
         {"alignment_stride": 2, "project_first": False, "fusion": "full_resolution"},
         {"num_labels": 4},
     ],
-    ids=["resnet", "mobilenet16", "mobilenet32", "convnext", "no multi-scale", "reference fusion", "four classes"],
+    ids=[
+        "resnet",
+        "mobilenet16",
+        "mobilenet32",
+        "convnext",
+        "swin",
+        "no multi-scale",
+        "reference fusion",
+        "four classes",
+    ],
 )
 def test_forward_and_backward_reach_every_trainable_parameter(kwargs):
     model = tiny_model(**kwargs).train()
