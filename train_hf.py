@@ -489,7 +489,9 @@ def compute_losses(model, distiller, text_inputs, autocast, batch, distillation_
         outputs = model(pixel_values=pixels, labels=batch["labels"], **texts)
         losses = {"loss": weight * outputs.loss, "segmentation": weight * outputs.loss}
         if distiller is not None:
-            losses["distillation"] = distiller(outputs.vision_hidden_states, pixels)
+            # The teacher sees what the maps cover, the margin too: else its patches would lie beside theirs.
+            padded = getattr(model, "module", model).pad_to_stride(pixels)
+            losses["distillation"] = distiller(outputs.vision_hidden_states, padded)
             losses["loss"] = losses["loss"] + distillation_weight * losses["distillation"]
     return losses
 

@@ -138,7 +138,8 @@ class SemanticDistiller(nn.Module):
         """
         Args:
             vision_hidden_states: the student's maps, `(batch_size, channels, height, width)` each.
-            pixel_values: what the student saw; not needed where `teacher_tokens` are given.
+            pixel_values: what the student saw, padded as its maps are (`model.pad_to_stride`); not needed where
+                `teacher_tokens` are given.
             teacher_tokens: kept answers of [`teacher_tokens`].
 
         Returns:

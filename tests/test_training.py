@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,7 +22,8 @@ import train_hf
 from modeling_tamiseg.decoder import MultiScaleModule
 from modeling_tamiseg.losses import segmentation_loss
 from processing.reading import sha256
-from train_hf import label_weights, main, memory_format_for, parse_arguments
+from tests.test_modeling import tiny_model
+from train_hf import compute_losses, label_weights, main, memory_format_for, parse_arguments
 
 from .test_data import table, write_image_folder, write_parquet
 
@@ -409,6 +411,20 @@ def test_few_labels_weigh_what_a_step_has_of_them(tmp_path, monkeypatch):
     train(tmp_path, *few, "--batch_size", "2", "--gradient_accumulation_steps", "2")
     for first, second in zip(weights[::2], weights[1::2], strict=True):
         assert torch.cat([first, second]).mean() == pytest.approx(1)
+
+
+def test_teacher_and_student_see_the_same_square():
+    """At 40 pixels the student's maps cover 48, as many as its coarsest stride needs."""
+    model, seen = tiny_model().train(), []
+
+    def distiller(maps, pixels):
+        seen.append(pixels)
+        return maps[-1].mean()
+
+    batch = {"pixel_values": torch.randn(2, 3, 40, 40), "labels": torch.ones(2, 40, 40).long(), "prompt": [None] * 2}
+    compute_losses(model, distiller, lambda prompts: {}, nullcontext, batch, 0.5)
+    expected = torch.nn.functional.pad(batch["pixel_values"], (0, 8, 0, 8))
+    assert torch.equal(seen[0], expected)
 
 
 def test_a_model_that_never_read_is_chosen_without_a_sentence(tmp_path):
