@@ -97,7 +97,9 @@ def push(folder: str | Path, repo_id: str, public: bool = False) -> str:
     there = reserve(repo_id, public)
     api = HfApi()
     with in_plain_words(repo_id):
-        stale = {name for name in there if name.endswith(".safetensors") and name not in files}
+        # Weights under another name, and modules that another release had: the list of the code would miss them.
+        old = {name for name in there if name.endswith(".safetensors") or fnmatch(name, "*.py") and "/" not in name}
+        stale = old - files.keys()
         if "README.md" not in files or MARK.encode() in read(files["README.md"]):
             files.pop("README.md", None)
             # A model that was loaded and saved again comes without receipts. Those of the repo stay true as long as
@@ -272,20 +274,25 @@ def check_code(folder: Path) -> str:
     """Says whether the code that lies with a model is the one that is installed here.
 
     Raises:
-        ValueError: it is not the code that its own list names.
+        ValueError: it is neither the installed code nor that of its own list.
     """
     listed = folder / CODE_HASHES
     code = {path.name: path for path in folder.glob("*.py")}
-    if listed.is_file() and listed.read_bytes() != code_hashes(code):
-        raise ValueError(
-            f"the code in '{folder}' is not what {CODE_HASHES} there lists: do not run it; pull it again."
-        )
     package = Path(__file__).parent
     ours = [*package.glob("*.py"), *(package.parent / "modeling_tamiseg").glob("*.py")]
     known = {path.name: sha256(path) for path in ours if path.name != "__init__.py"}
     others = sorted(name for name, path in code.items() if known.get(name) != sha256(path))
+    as_listed = not listed.is_file() or listed.read_bytes() == code_hashes(code)
     if not others:
-        return "its code is that of this installation"
+        # transformers' own push_to_hub writes the code anew and leaves the list of the push before.
+        return "its code is that of this installation" + (
+            "" if as_listed else f" ({CODE_HASHES} there is out of date)"
+        )
+    if not as_listed:
+        raise ValueError(
+            f"the code in '{folder}' is not what {CODE_HASHES} there lists: do not run it; pull it again, or have it "
+            f"pushed again by `tamiseg push` ({', '.join(others)} differ from this installation's)."
+        )
     return f"code that differs from this installation's: {', '.join(others)} (read it before trust_remote_code=True)"
 
 

@@ -386,6 +386,21 @@ def test_pull_looks_at_the_code(run, hub, tmp_path, capsys):
     assert "code that differs from this installation's: losses.py" in capsys.readouterr().out
 
 
+def test_code_of_another_release_or_of_an_old_list_is_no_tampering(run, hub, tmp_path, capsys):
+    assert main(["push", str(run), REPO]) == 0
+    files = hub.files(REPO)
+    older = {**files, "older_module.py": b"x = 1\n", "notes/mine.py": b"y = 1\n"}
+    hub.repos["model", REPO].commit(older)
+    assert main(["push", str(run), REPO]) == 0
+    assert hub.files(REPO).keys() == older.keys() - {"older_module.py"}
+    assert main(["pull", REPO, str(tmp_path / "again")]) == 0
+    # As transformers' own push_to_hub leaves it: the code is new, the list is not.
+    hub.repos["model", REPO].commit({**files, "code.sha256": b"0" * 64 + b"  losses.py\n"})
+    capsys.readouterr()
+    assert main(["pull", REPO, str(tmp_path / "listed")]) == 0
+    assert "is that of this installation (code.sha256 there is out of date)" in capsys.readouterr().out
+
+
 def test_result_files_that_are_not_as_they_were_written_get_one_sentence(run, hub, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
