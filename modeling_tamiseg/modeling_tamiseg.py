@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING
 from transformers.utils import can_return_tuple
 
 from .alignment import TextImageAlignment
@@ -147,12 +147,13 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
         Args:
             vision_model_name_or_path: Hub id or folder of a ResNet, a MobileNetV2, any model that `AutoBackbone`
                 serves, or a TAMISeg checkpoint of either stage, whose vision encoder is taken.
-            text_model_name_or_path: Hub id or folder of any text encoder that `AutoModel` loads.
+            text_model_name_or_path: Hub id or folder of any encoder of text alone that `AutoModel` loads (no
+                encoder-decoder such as T5; of CLIP, its text model).
             **kwargs: fields of [`TAMISegConfig`].
 
         Raises:
             OSError: if there is no such model.
-            ValueError: if the encoder does not give four maps.
+            ValueError: if the encoder does not give four maps, or the other is no encoder of text alone.
         """
         vision_model, vision_strides = load_vision_model(vision_model_name_or_path)
         text_model = load_text_model(text_model_name_or_path)
@@ -450,19 +451,30 @@ def load_vision_model(name_or_path: str) -> tuple[PreTrainedModel, list[int]]:
 
 
 def load_text_model(name_or_path: str) -> PreTrainedModel:
-    """A pretrained text encoder without a pooler, from a Hub id or folder: any text model of `AutoModel`, or the text
-    encoder of a TAMISeg checkpoint of stage 2.
+    """A pretrained text encoder without a pooler, from a Hub id or folder: any encoder of text alone, or that of a
+    TAMISeg checkpoint of stage 2.
 
     Raises:
         OSError: if there is no such model.
-        ValueError: if it is a TAMISeg checkpoint of stage 1.
+        ValueError: if it is no encoder of text alone, or a TAMISeg checkpoint of stage 1.
     """
     config = _read_config(name_or_path)
     if config.model_type == "tamiseg":
         if TAMISegForConsistencyPretraining.__name__ in (config.architectures or ()):
             raise ValueError(f"'{name_or_path}' is of stage 1, which has no text encoder: give a model of stage 2.")
         return TAMISegForImageSegmentation.from_pretrained(name_or_path, dtype=torch.float32).text_encoder.model
+    _check_reads_text_alone(name_or_path, config)
     return AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **without_pooler(config))
+
+
+def _check_reads_text_alone(name_or_path: str, config) -> None:
+    model_class = MODEL_MAPPING.get(type(config), None)
+    several = config.is_encoder_decoder or config.get_text_config() is not config
+    if several or model_class is None or model_class.main_input_name != "input_ids":
+        raise ValueError(
+            f"'{name_or_path}' is a {config.model_type}, which is no encoder of text alone: give one such as a BERT, "
+            "or of a model with two towers (CLIP) its text model, saved by itself."
+        )
 
 
 def _read_config(name_or_path: str):

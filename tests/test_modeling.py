@@ -10,12 +10,15 @@ from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
+    CLIPConfig,
+    CLIPTextConfig,
     ConvNextConfig,
     DINOv3ViTConfig,
     MobileNetV2Config,
     PvtV2Backbone,
     PvtV2Config,
     ResNetConfig,
+    T5Config,
     Trainer,
     TrainingArguments,
     ViTConfig,
@@ -31,7 +34,7 @@ from modeling_tamiseg import (
 )
 from modeling_tamiseg.decoder import convolve_upsampled, upsample
 from modeling_tamiseg.losses import consistency_loss, dice_loss, distillation_loss, segmentation_loss
-from modeling_tamiseg.modeling_tamiseg import load_vision_model
+from modeling_tamiseg.modeling_tamiseg import load_text_model, load_vision_model
 from modeling_tamiseg.tiling import SPARE, PeakMemory, tiles
 
 
@@ -573,6 +576,23 @@ def test_what_gives_no_four_maps_is_refused(tmp_path, config):
     config(**small).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"is a {config.model_type}, which is no image encoder of four maps"):
         load_vision_model(tmp_path)
+
+
+def test_what_does_not_read_text_alone_is_refused(tmp_path):
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text = CLIPTextConfig(**small, vocab_size=50, bos_token_id=1, eos_token_id=2)
+    for config in (
+        T5Config(d_model=16, num_layers=1, num_heads=2, d_kv=8, d_ff=16, vocab_size=50),
+        CLIPConfig(text_config=text.to_dict(), vision_config=small),
+        ViTConfig(**small),
+    ):
+        config.save_pretrained(tmp_path / config.model_type)
+        with pytest.raises(ValueError, match=f"is a {config.model_type}, which is no encoder of text alone"):
+            load_text_model(tmp_path / config.model_type)
+    AutoModel.from_config(text).save_pretrained(tmp_path / "text")
+    read = load_text_model(tmp_path / "text")
+    model = TAMISegForImageSegmentation(tiny_config(text_config=read.config.to_dict()), text_model=read)
+    assert model(torch.randn(1, 3, 32, 32), sentences(1)).logits.shape == (1, 2, 32, 32)
 
 
 def test_an_encoder_kept_in_half_precision_trains_in_full(tmp_path):
