@@ -436,6 +436,7 @@ def test_pretrained_encoders_arrive_unchanged(tmp_path):
     model = TAMISegForImageSegmentation.from_vision_text_pretrained(
         str(tmp_path / "vision"), str(tmp_path / "text"), hidden_size=16
     )
+    assert not any(module.training for module in model.modules())
     state = model.state_dict()
     for prefix, source in (("vision_encoder.backbone.", vision), ("text_encoder.model.", text)):
         ours = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

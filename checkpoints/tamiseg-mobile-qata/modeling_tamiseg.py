@@ -142,7 +142,7 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
     def from_vision_text_pretrained(
         cls, vision_model_name_or_path: str, text_model_name_or_path: str, **kwargs
     ) -> "TAMISegForImageSegmentation":
-        """A new model on pretrained encoders; what joins them is initialised at random.
+        """A new model on pretrained encoders, in eval mode; what joins them is initialised at random.
 
         Args:
             vision_model_name_or_path: Hub id or folder of a ResNet, a MobileNetV2, any model that `AutoBackbone`
@@ -162,7 +162,7 @@ class TAMISegForImageSegmentation(TAMISegPreTrainedModel):
             text_config=text_model.config.to_dict(),
             **{"vision_strides": vision_strides, **kwargs},
         )
-        return cls(config, vision_model, text_model)
+        return cls(config, vision_model, text_model).eval()  # as `from_pretrained`; its parts came in different modes
 
     def get_text_features(
         self,
