@@ -464,7 +464,12 @@ def test_other_encoders_from_folders(tmp_path, config):
     [
         ({"hidden_size": 18}, "multiple of 4"),
         ({"vision_strides": [2, 4, 8]}, "four strides"),
+        ({"vision_strides": [0, 4, 8, 16]}, "four strides"),
         ({"alignment_stride": 3}, "alignment_stride"),
+        ({"alignment_stride": 0}, "alignment_stride is 0: give at least 1"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0: give at least 1"),
+        ({"dilations": []}, "give at least one"),
+        ({"dilations": [0, 6]}, "each at least 1"),
         ({"num_labels": 1}, "background counts"),
         ({"vision": {"hidden_sizes": [8]}}, "model_type"),
     ],

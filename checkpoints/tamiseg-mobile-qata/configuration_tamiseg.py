@@ -28,7 +28,7 @@ class TAMISegConfig(PreTrainedConfig):
         vision_strides (`list[int]`, *optional*, defaults to `[2, 4, 8, 16]`):
             How many pixels one cell of each of the four maps covers. Backbones built of patches say `[4, 8, 16, 32]`.
         hidden_size (`int`, *optional*, defaults to 64):
-            Width in which image meets text; 768 in the paper. Must be a multiple of 4 and of `num_attention_heads`.
+            Width in which image meets text; 768 in the paper. Must be a multiple of 4.
         num_attention_heads (`int`, *optional*, defaults to 4):
             Heads of each image-to-text attention.
         attention_head_dim (`int`, *optional*, defaults to 16):
@@ -124,13 +124,26 @@ class TAMISegConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict` validation: refuses choices that cannot go together."""
+        for name in ("hidden_size", "num_attention_heads", "attention_head_dim", "intermediate_size",
+                     "alignment_stride", "pretraining_head_size"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1.")
+        if self.use_multi_scale and (not self.dilations or min(self.dilations) < 1):
+            raise ValueError(
+                f"dilations is {self.dilations}: give at least one, each at least 1, such as [6, 12, 18]; "
+                "use_multi_scale=False leaves the module out."
+            )
         if self.hidden_size % 4:
             raise ValueError(
                 f"hidden_size is {self.hidden_size}, but the 2-D position code needs a multiple of 4: "
                 f"take {-(-self.hidden_size // 4) * 4}."
             )
         strides = self.vision_strides
-        if len(strides) != 4 or any(b % a or b <= a for a, b in zip(strides, strides[1:], strict=False)):
+        if (
+            len(strides) != 4
+            or min(strides) < 1
+            or any(b % a or b <= a for a, b in zip(strides, strides[1:], strict=False))
+        ):
             raise ValueError(
                 f"vision_strides is {strides}, but four strides are needed, each a multiple of the one before, "
                 "such as [2, 4, 8, 16]."
