@@ -7,13 +7,16 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import (
+    AutoBackbone,
     AutoModel,
+    BeitConfig,
     BertConfig,
     BertModel,
     CLIPConfig,
     CLIPTextConfig,
     ConvNextConfig,
     DINOv3ViTConfig,
+    HieraConfig,
     MobileNetV2Config,
     PvtV2Backbone,
     PvtV2Config,
@@ -581,6 +584,20 @@ def test_what_gives_no_four_maps_is_refused(tmp_path, config):
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config(**small).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"is a {config.model_type}, which is no image encoder of four maps"):
+        load_vision_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (BeitConfig(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16), "all at 1/16"),
+        (HieraConfig(embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, image_size=[96, 96]), "pictures of any size"),
+    ],
+    ids=["beit", "hiera"],
+)
+def test_backbones_that_are_no_pyramid_are_refused(tmp_path, config, sentence):
+    AutoBackbone.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"is a {config.model_type}, .*{sentence}: give a pyramid"):
         load_vision_model(tmp_path)
 
 

@@ -445,9 +445,22 @@ def load_vision_model(name_or_path: str) -> tuple[PreTrainedModel, list[int]]:
     # `AutoBackbone.from_pretrained` asks the Hub even for a folder; the class behind it does not.
     backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     model = backbone_class.from_pretrained(name_or_path, config=config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        maps = model(torch.zeros(1, config.num_channels, 64, 64)).feature_maps
-    return model, [64 // m.shape[-1] for m in maps]
+    try:
+        with torch.no_grad():
+            maps = model(torch.zeros(1, config.num_channels, 64, 64)).feature_maps
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"'{name_or_path}' is a {config.model_type}, which does not read pictures of any size: give a pyramid "
+            "that does (ResNet, Swin, ConvNeXt...)."
+        ) from error
+    strides = [64 // m.shape[-1] for m in maps]
+    if len(set(strides)) < len(strides):
+        told = ", ".join(f"1/{stride}" for stride in sorted(set(strides)))
+        raise ValueError(
+            f"'{name_or_path}' is a {config.model_type}, whose maps are all at {told}: give a pyramid, whose four "
+            "maps differ (ResNet, Swin, ConvNeXt...)."
+        )
+    return model, strides
 
 
 def load_text_model(name_or_path: str) -> PreTrainedModel:
