@@ -236,7 +236,7 @@ def collect(folder: Path) -> tuple[Path, dict[str, Path | bytes]]:
     if read_json(folder / "config.json").get("architectures") != ["TAMISegForImageSegmentation"]:
         raise ValueError(f"'{folder}' is no model that segments: push the result of the finetune stage.")
     # What lies in the run's folder, beside best/, belongs to the model too; what lies in best/ comes first.
-    places = [(folder, MODEL_FILES + RUN_FILES)]
+    places = [(folder, MODEL_FILES + RUN_FILES + tokenizer_files(folder))]
     if folder.resolve().name == "best":
         places.insert(0, (folder.resolve().parent, RUN_FILES))
     files: dict[str, Path | bytes] = {}
@@ -257,6 +257,16 @@ def collect(folder: Path) -> tuple[Path, dict[str, Path | bytes]]:
     files.setdefault("LICENSE", licence())
     files[CODE_HASHES] = code_hashes(files)
     return folder, files
+
+
+def tokenizer_files(folder: Path) -> tuple[str, ...]:
+    """The names by which the tokenizer of a model's folder reads its vocabulary; none where nobody knows it."""
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    told = folder / "tokenizer_config.json"
+    name = read_json(told).get("tokenizer_class") if told.is_file() else None
+    tokenizer = tokenizer_class_from_name(name) if isinstance(name, str) else None
+    return () if tokenizer is None else tuple(tokenizer.vocab_files_names.values())
 
 
 def code_hashes(files: dict[str, Path | bytes]) -> bytes:

@@ -401,6 +401,19 @@ def test_code_of_another_release_or_of_an_old_list_is_no_tampering(run, hub, tmp
     assert "is that of this installation (code.sha256 there is out of date)" in capsys.readouterr().out
 
 
+def test_a_vocabulary_goes_along_whatever_its_tokenizer_calls_it(run, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(run / "best", folder)
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    for tokenizer, name in (("BertweetTokenizer", "bpe.codes"), ("XLNetTokenizer", "spiece.model")):
+        (folder / name).write_text("a vocabulary")
+        assert name not in hub_commands.collect(folder)[1]  # of no tokenizer that is there
+        (folder / "tokenizer_config.json").write_text(json.dumps({**told, "tokenizer_class": tokenizer}))
+        assert name in hub_commands.collect(folder)[1]
+    (folder / "tokenizer_config.json").write_text(json.dumps({**told, "tokenizer_class": "NobodyKnows"}))
+    assert "tokenizer.json" in hub_commands.collect(folder)[1]
+
+
 def test_result_files_that_are_not_as_they_were_written_get_one_sentence(run, hub, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
