@@ -27,8 +27,8 @@ METRICS = {
     "precision": "Precision",
     "recall": "Recall",
 }
-# A sentence goes into a card only if so many rows share it: one that few share may tell of a patient.
-ROWS_PER_PUBLIC_SENTENCE = 5
+# A sentence goes into a card only if so many patients share it: one that few share may tell of a patient.
+PATIENTS_PER_PUBLIC_SENTENCE = 5
 
 HOW_TO_USE = """\
 ```python
@@ -104,17 +104,19 @@ def describe_rows(prompts: Sequence[str | None], patient_ids: Sequence[str | Non
 
     Returns:
         rows, patients, rows_without_patient, sentences (distinct ones), and frequent_sentences: the three most
-        frequent of those that at least five rows share.
+        frequent of those that at least five patients share. A row without a patient's id counts as a patient.
     """
     counts = Counter(prompt for prompt in prompts if prompt)
-    shared = [sentence for sentence, count in counts.most_common(3) if count >= ROWS_PER_PUBLIC_SENTENCE]
+    people = [row if patient is None else str(patient) for row, patient in enumerate(patient_ids)]
+    patients = Counter(prompt for prompt, _ in set(zip(prompts, people, strict=True)))
+    shared = [sentence for sentence, _ in counts.most_common() if patients[sentence] >= PATIENTS_PER_PUBLIC_SENTENCE]
     known = [patient for patient in patient_ids if patient is not None]
     return {
         "rows": len(prompts),
         "patients": len(set(known)),
         "rows_without_patient": len(patient_ids) - len(known),
         "sentences": len(counts),
-        "frequent_sentences": shared,
+        "frequent_sentences": shared[:3],
     }
 
 
@@ -157,7 +159,7 @@ def model_card(results: Sequence[dict], name: str, pictures: dict[str, str]) -> 
         "Risks and limits": _limits(arguments, rows, results),
         "Training data": _training_data(training, rows),
         "Training": _training(training, pictures),
-        "Evaluation": _evaluation(results),
+        "Evaluation": _evaluation(results, arguments),
         "Environment": _environment(results),
         "Licence": (
             "The code in this repo is under Apache-2.0, see LICENSE. The weights come from the training data and the "
@@ -253,11 +255,11 @@ def _limits(arguments: dict, rows: dict, results) -> str:
             rate = _percent(score["empty_target_false_positive_rate"])
             points.append(
                 f"Where the sentence names something that is not there ({empty} of the {score['num_images']} cases of "
-                f"the {result['split']} split), it still marked something in {rate} %."
+                f"{_where(result, arguments)}), it still marked something in {rate} %."
             )
         elif empty == 0:
             points.append(
-                f"No case of the {result['split']} split had nothing to find: how often it invents findings is "
+                f"No case of {_where(result, arguments)} had nothing to find: how often it invents findings is "
                 "unknown there."
             )
     if "image_size" in arguments:
@@ -265,7 +267,7 @@ def _limits(arguments: dict, rows: dict, results) -> str:
         points.append(f"It sees pictures at {side} x {side} pixels: what is lost in that reduction it cannot find.")
     if arguments.get("dataset") == "builtin":
         points.append("Its training pictures are drawn by code: it has seen no patient, and knows nothing of any.")
-    return "\n".join(f"- {point}" for point in points)
+    return "\n".join(f"- {point}" for point in dict.fromkeys(points))
 
 
 def _training_data(training: dict, rows: dict) -> str:
@@ -309,7 +311,7 @@ def _training(training: dict, pictures: dict[str, str]) -> str:
     return text
 
 
-def _evaluation(results) -> str:
+def _evaluation(results, training_arguments: dict) -> str:
     if not results:
         return "No result file came with these weights, so no score is claimed."
     text = (
@@ -329,8 +331,15 @@ def _evaluation(results) -> str:
                     intervals = True
                     cells[-1] += f" [{_percent(interval[0])}, {_percent(interval[1])}]"
             lines.append(f"| {_arm(arm)} | {' | '.join(cells)} | {score['num_images']} |")
-        text += f"\n\n**{result['split'].capitalize()} split**"
-        if result["split"] == "validation":
+        told, split = result.get("arguments", {}), result["split"]
+        of = _where(result, training_arguments).removeprefix(f"the {split} split")
+        text += f"\n\n**{split.capitalize()} split**{of}"
+        if told.get("max_rows") or told.get("max_eval_samples"):
+            cases = max(score["num_images"] for score in result["scores"].values())
+            text += f", {result.get('rows', {}).get(split, {}).get('rows', cases)} rows of the split"
+        if told.get("flip"):
+            text += ", mirrored views averaged"
+        if split == "validation" and "steps" in result:
             text += " (it also chose which epoch's weights were kept, so it flatters them)"
         text += ":\n\n" + "\n".join(lines)
     text += "\n\nIn brackets: 95 % intervals." if intervals else "\n\nIntervals of these scores were not computed."
@@ -356,6 +365,13 @@ def _dataset_title(dataset: str) -> str:
     if dataset == "builtin":
         return "TAMISeg's built-in sample of synthetic pictures"
     return f"the data set {dataset}"
+
+
+def _where(result: dict, training_arguments: dict) -> str:
+    """The split that was scored, and of which data set, where that is not the one of the training."""
+    dataset = result.get("arguments", {}).get("dataset")
+    other = dataset not in (None, training_arguments.get("dataset"))
+    return f"the {result['split']} split" + (f" of {_dataset_title(dataset)}" if other else "")
 
 
 def _arm(arm: str) -> str:

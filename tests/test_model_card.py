@@ -41,7 +41,7 @@ def run(tmp_path_factory):
                 Image.fromarray(pixels).save(folder / "data" / split / f"{i}-{name}.png")
             prompt = "Mrs Miller, 61, seen before" if i == 7 else SENTENCE
             names = {"image_file_name": f"{i}-image.png", "mask_file_name": f"{i}-mask.png"}
-            lines.append(json.dumps({**names, "prompt": prompt, "patient_id": f"{split[0]}{i // 2}"}))
+            lines.append(json.dumps({**names, "prompt": prompt, "patient_id": f"{split[0]}{max(i, 1)}"}))
         (folder / "data" / split / "metadata.jsonl").write_text("\n".join(lines))
     train_hf.main(
         ["--stage", "finetune", "--output_dir", str(folder / "tuned"), "--dataset", str(folder / "data"),
@@ -64,9 +64,9 @@ def prose(card: str) -> str:
 def test_own_data(run, result):
     card = (run / "best" / "README.md").read_text()
     assert result["rows"]["train"] == {
-        "rows": 8, "patients": 4, "rows_without_patient": 0, "sentences": 2, "frequent_sentences": [SENTENCE]
+        "rows": 8, "patients": 7, "rows_without_patient": 0, "sentences": 2, "frequent_sentences": [SENTENCE]
     }  # fmt: skip
-    assert "| train | 8 | 4 | 0 | 2 |" in card and "| validation | 3 | 2 | 0 | 1 |" in card
+    assert "| train | 8 | 7 | 0 | 2 |" in card and "| validation | 3 | 2 | 0 | 1 |" in card
     assert "Patients in both splits, by their ids: 0." in card and "it is unknown whether" not in card
     assert "Terms: CC BY 4.0, own pictures." in card and "license: other" in card
     assert f'text="{SENTENCE}"' in card and "Miller" not in card  # what one row says may tell of one patient
@@ -185,10 +185,32 @@ def test_what_is_not_known_of_the_patients_is_said(result):
 
 
 def test_rare_sentences_are_counted_and_not_told():
-    told = describe_rows(["a"] * 5 + ["b"] * 4 + [None], ["p"] * 3 + [None] * 7)
+    told = describe_rows(["a"] * 5 + ["b"] * 4 + [None], [None] * 7 + ["p"] * 3)
     assert told == {
         "rows": 10, "patients": 1, "rows_without_patient": 7, "sentences": 2, "frequent_sentences": ["a"]
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("patients", "public"), [("pppppp", []), ("ppqrst", ["a"]), ("pp____", ["a"]), ("ppp___", [])]
+)
+def test_a_sentence_of_few_patients_is_not_told(patients, public):
+    told = describe_rows(["a"] * 6, [None if patient == "_" else patient for patient in patients])
+    assert told["frequent_sentences"] == public
+
+
+def test_a_score_says_what_it_was_taken_on(result):
+    """Of the training's own validation split, and of the test split of another data set, looked at in part."""
+    other = copy.deepcopy(with_test_split(result)[1])
+    other["arguments"] = {"dataset": "data/elsewhere", "max_rows": 3, "flip": True}
+    own, again = copy.deepcopy(result), {key: value for key, value in result.items() if key not in ("steps", "rows")}
+    for score in (*own["scores"].values(), *again["scores"].values()):
+        score["num_empty_targets"] = 0
+    card = model_card([own, again, other], "user/mine", {})
+    assert "**Test split** of the data set data/elsewhere, 3 rows of the split, mirrored views averaged:" in card
+    assert card.count("it flatters them") == 1 and "**Validation split**:" in card
+    assert card.count("No case of the validation split had nothing to find") == 1
+    assert "cases of the test split of the data set data/elsewhere), it still" in card
 
 
 def test_curves_follow_the_metrics(run, tmp_path):
