@@ -28,7 +28,7 @@ import numpy as np
 from . import ablations, faithfulness, findings, transfer
 from .arms import ARMS
 from .leaks import leak_table
-from .model_card import METRICS, as_written
+from .model_card import METRICS, as_written, plain
 from .reading import parse_json, reason
 
 
@@ -345,10 +345,6 @@ def data_title(result: dict) -> str:
     """The data set's name; of a folder, its last part."""
     name = str(result["arguments"].get("dataset"))
     return PurePath(name).name if name.startswith((".", "/", "~")) else name
-
-
-def plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def mark_rows(data: str) -> list[list[str]]:
