@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def add_command(commands) -> None:
         "--tile_size",
         type=int,
         help="keep the picture's own resolution and go over it in overlapping tiles of this side, which bounds the "
-        "memory; for models that were trained at that resolution (others see a reduced picture, as in training)",
+        "memory; only for models that were trained at that resolution, as the shipped one was not",
     )
     command.add_argument(
         "--max_memory",
@@ -445,6 +446,7 @@ def segment(
         if length > limit:
             raise ValueError(f"the sentence '{sentence[:60]}...' has {length} tokens of at most {limit}: shorten it.")
     words = [processor(text=[sentence], truncation=False, return_tensors="pt") for sentence, _ in groups]
+    warned = tile_size is None
     for (_, group), word in zip(groups, words, strict=True):
         text = {}
         if word:
@@ -461,6 +463,7 @@ def segment(
                     yield picture, error, None, None
             if not batch:
                 continue
+            warned = warned or warn_of_scale(processor.image_processor, images[0])
             words_of_batch = {key: value.expand(len(batch), *value.shape[1:]) for key, value in text.items()}
             try:
                 logits = ask(model, processor, images, words_of_batch, tile_size, room)
@@ -470,6 +473,20 @@ def segment(
             # One by one: at their own size, the answers to a batch of large pictures would take gigabytes.
             for index, (picture, image) in enumerate(zip(batch, images, strict=True)):
                 yield picture, image, *read_answer(processor, logits[index : index + 1], image, threshold)
+
+
+def warn_of_scale(image_processor, image) -> bool:
+    """Says it where tiles would show a picture at another scale than the training did. Returns whether they would."""
+    size = image_processor.size
+    if max(image.height / size["height"], image.width / size["width"]) < 1.5:
+        return False
+    print(
+        f"warning: the model learned from whole pictures of {size['width']} x {size['height']} pixels; in tiles it "
+        "sees another scale, and its masks will probably be wrong: leave out --tile_size and --max_memory unless it "
+        "was trained at that resolution.",
+        file=sys.stderr,
+    )
+    return True
 
 
 def ask(model, processor, images: list, text: dict, tile_size: int | None, room: int | None):

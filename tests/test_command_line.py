@@ -124,6 +124,18 @@ def test_tiles_keep_the_pictures_own_resolution(model, tmp_path):
     np.testing.assert_allclose(np.asarray(Image.open(certainty)) / 65535, expected, atol=1e-4)
 
 
+def test_tiles_of_another_scale_than_the_trainings_are_warned_of_once(model, tmp_path, capsys):
+    (tmp_path / "scans").mkdir()
+    for name, side in {"small": 80, "large": 200, "larger": 300}.items():
+        Image.effect_noise((side, 64), 60).save(tmp_path / "scans" / f"{name}.png")
+    words = ["predict", str(tmp_path / "scans"), "--model", str(model), "--output", str(tmp_path / "masks")]
+    assert main(words) == 0 and "warning" not in capsys.readouterr().err
+    assert main([*words, "--tile_size", "128", "--overwrite"]) == 0
+    assert capsys.readouterr().err.count("whole pictures of 64 x 64 pixels; in tiles it sees another scale") == 1
+    small = ["predict", str(tmp_path / "scans" / "small.png"), *words[2:], "--overwrite", "--tile_size", "128"]
+    assert main(small) == 0 and "warning" not in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the flag needs Linux")
 def test_max_memory_bounds_what_the_process_takes(model, tmp_path):
     picture, mask = tmp_path / "large.png", tmp_path / "mask.png"
