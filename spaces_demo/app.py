@@ -456,7 +456,8 @@ def build(handlers: Handlers) -> gr.Blocks:
         hint += f" The model learned sentences such as: {segmenter.known_sentences[0]}"
 
     def pick(event: gr.SelectData):
-        return examples[event.index]
+        # The last answer was of another picture.
+        return [*examples[event.index], *no_answer(status_html("Segmenting ..."))]
 
     def say_stopped():
         return status_html("Stopped.")
@@ -594,9 +595,10 @@ def build(handlers: Handlers) -> gr.Blocks:
             **one_by_one,
             **private,
         }
-        picture.upload(handlers.on_upload, picture, [picture, *answered], **quick, **one_by_one, **private)
+        for changed in (picture.upload, picture.clear):  # the latter by the X on it
+            changed(handlers.on_upload, picture, [picture, *answered], **quick, **one_by_one, **private)
         runs = [run.click(**asked), prompt.submit(**asked)]
-        picked = gallery.select(pick, None, [picture, prompt], queue=False, **private)
+        picked = gallery.select(pick, None, [picture, prompt, *answered], queue=False, **private)
         runs.append(picked.then(**asked))
         for event in runs:
             event.then(None, js=SHOW_ANSWER, **private)

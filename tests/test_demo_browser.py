@@ -185,6 +185,31 @@ def test_stop(visit, segmenter, picture, monkeypatch):
     says(page, "Done in")
 
 
+def test_no_answer_stands_beside_another_picture(visit, segmenter, picture, monkeypatch):
+    page = visit()
+
+    def is_blank():
+        expect(page.locator("#tam-table table")).to_have_count(0)
+        expect(page.locator("#tam-overlay img")).to_have_count(0)
+        expect(page.locator("#tam-download")).to_be_disabled()
+
+    ask(page, picture)
+    expect(page.locator("#tam-overlay img")).to_be_visible()
+    monkeypatch.setattr(segmenter, "ask", lambda *args, f=segmenter.ask: time.sleep(2) or f(*args))
+    page.locator("#tam-examples button").first.click()
+    says(page, "Segmenting")
+    is_blank()  # while it runs, and when it was stopped
+    page.locator("#tam-stop").click()
+    says(page, "Stopped.")
+    is_blank()
+    monkeypatch.undo()
+    page.locator("#tam-run").click()
+    says(page, "Done in")
+    page.locator("#tam-image").get_by_role("button", name="Remove").click()
+    says(page, "Ready.")
+    is_blank()
+
+
 def test_downloads_are_exact(visit, segmenter, picture):
     page = visit()
     ask(page, picture)
