@@ -268,11 +268,23 @@ def read_config(path: str) -> dict:
     return fields
 
 
+# What the --no_... that HfArgumentParser adds to a switch that is on says; by itself it says what the switch does.
+OPPOSITES = {"hub_private": "let everybody see it"}
+
+
+def make_parser() -> HfArgumentParser:
+    parser = HfArgumentParser(Arguments, description=__doc__.split("\n\n")[0])
+    parser.add_argument("--config", help="YAML file of fields")
+    for action in parser._actions:
+        if action.option_strings and action.option_strings[0] == f"--no_{action.dest}":
+            action.help = OPPOSITES.get(action.dest, f"the opposite of --{action.dest}")
+    return parser
+
+
 def parse_arguments(argv=None) -> Arguments:
     """Flag beats file beats default."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(Arguments, description=__doc__.split("\n\n")[0])
-    parser.add_argument("--config", help="YAML file of fields")
+    parser = make_parser()
     first = ArgumentParser(prog=parser.prog, add_help=False)
     first.add_argument("--config")
     path = first.parse_known_args(argv)[0].config

@@ -223,6 +223,14 @@ def test_a_text_encoder_from_scratch_learns_unless_told_otherwise(tmp_path, caps
     assert "the tiny text encoder stays as it was drawn and learns nothing" in capsys.readouterr().out
 
 
+def test_help_of_a_switch_turned_off_says_the_opposite():
+    actions = {words: action for action in train_hf.make_parser()._actions for words in action.option_strings}
+    negated = [words for words in actions if words.startswith("--no_")]
+    assert "--no_hub_private" in negated and actions["--no_hub_private"].help == "let everybody see it"
+    for words in negated:
+        assert actions[words].help != actions[words.replace("--no_", "--")].help
+
+
 def test_pictures_are_normalised_as_the_encoder_knows_them(tmp_path):
     words = ["--stage", "finetune", "--output_dir", "x", "--vision_model"]
     rows = [{"prompt": "left"}]
