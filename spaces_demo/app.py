@@ -12,6 +12,7 @@ import base64
 import html
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ NOTE = (
     '<p role="note">Research demo, <strong>not a medical device</strong>: not for diagnosis or treatment. Do not '
     "upload pictures that name or show a person.</p>"
 )
-OPACITY = 0.4  # of coloured regions, where nobody has set it
+OPACITY, THRESHOLD = 0.4, 0.5  # of coloured regions, and of what counts, where nobody has set them
 READY = "Ready. Add a picture, and say what to find in it."
 NUMBERS = ["Area px", "Area %", "Regions", "Mean p"]
 
@@ -131,6 +132,7 @@ class Handlers:
         if kept is None:
             return None
         width, height = kept.shown.size
+        index = min(index, len(kept.answer.names) - 1)
         return self.keep(
             "heat-map.png", png(heat_map(self.segmenter.probability(kept.answer, index, (height, width))))
         )
@@ -139,15 +141,17 @@ class Handlers:
         """Everything that a slider changes: status, overlay, comparison, legend, the heat map's scale, mask, table,
         mask file, ZIP."""
         if kept is None:
-            return blank_view()
+            return blank_view(threshold)
         answer = kept.answer
         with self.turn:
             findings = self.segmenter.measure(answer, threshold)
         painted = self.keep("overlay.jpg", jpeg(overlay(kept.shown, findings, opacity)))
         files = {mask_name(answer.stem, n, f): png(mask_image(f)) for n, f in enumerate(findings, start=1)}
+        index = min(index, len(files) - 1)  # that of an answer before may come late
         name, mask = list(files.items())[index]
+        kind = "good" if all(f.area for f in findings) else "absent"
         return [
-            status_html(self.summary(answer, findings), "good" if all(f.area for f in findings) else "absent"),
+            status_html(self.summary(answer, findings, threshold), kind),
             painted,
             (kept.file, painted),
             legend_html(findings),
@@ -165,6 +169,7 @@ class Handlers:
             if self.segmenter is None:
                 raise ValueError(self.problem)
             sources = collect(files)
+            self.segmenter.check(self.segmenter.split_findings(text))  # once, and not for each file
         except ValueError as error:
             yield status_html(str(error), "bad"), "", no_file
             return
@@ -175,9 +180,10 @@ class Handlers:
             with open(path, "wb") as output:
                 for done, row in enumerate(segment_files(self.segmenter, sources, text, threshold, output), start=1):
                     failed += row.error is not None
-                    cells += [[row.name, row.status, f.name, *number_cells(f)] for f in row.findings]
-                    cells += [[row.name, row.status, *["–"] * 5]] if row.error else []
-                    table = table_html(["File", "Status", "Finding", *NUMBERS], cells, "Files in numbers")
+                    notes = " ".join(row.notes)
+                    cells += [[row.name, row.status, f.name, *number_cells(f), notes] for f in row.findings]
+                    cells += [[row.name, row.status, *["–"] * 5, notes]] if row.error else []
+                    table = table_html(["File", "Status", "Finding", *NUMBERS, "Notes"], cells, "Files in numbers")
                     following = sources[done][0] if done < len(sources) else ""
                     yield progress_html(done, len(sources), following), table, no_file
             written = save_file_to_cache(path, get_upload_folder())
@@ -272,12 +278,16 @@ class Handlers:
         self.kept.add(path)
         return path
 
-    def summary(self, answer: Answer, findings: list) -> str:
+    def summary(self, answer: Answer, findings: list, threshold: float) -> str:
         """One line: how long it took, what was not found, and what else a person should know."""
         said = [f"Done in {answer.seconds:.2f} s on {'GPU' if self.segmenter.device == 'cuda' else 'CPU'}."]
-        absent = [f"{f.name} (highest probability {f.highest:.2f})" for f in findings if not f.area]
+        # Rounded down: what is below the threshold is not to look as if it reached it.
+        highest = [math.floor(100 * f.highest + 1e-6) / 100 for f in findings]
+        absent = [
+            f"{f.name} (highest probability {p:.2f})" for f, p in zip(findings, highest, strict=True) if not f.area
+        ]
         if absent:
-            said.append(f"Not found: {'; '.join(absent)}.")
+            said.append(f"Not found at threshold {threshold:g}: {'; '.join(absent)}.")
         elif len(findings) > 1:
             said.append(f"All {len(findings)} findings found.")
         return " ".join([*said, *answer.notes])
@@ -308,15 +318,16 @@ async def refuse_address(url: str, cache_dir: str) -> str:
     raise gr.Error("Addresses are not fetched: send the file itself.", print_exception=False)
 
 
-def blank_view() -> list:
+def blank_view(threshold: float) -> list:
     """As `Handlers.on_view`, where there is no answer."""
     no_file = gr.DownloadButton(value=None, interactive=False)
-    return [status_html(READY), None, None, "", scale_html(0.5), None, "", no_file, no_file]
+    return [status_html(READY), None, None, "", scale_html(threshold), None, "", no_file, no_file]
 
 
 def no_answer(status: str) -> list:
-    """As `Handlers.on_segment`, where there is no answer but a status."""
-    return [None, gr.Radio(visible=False), None, status, *blank_view()[1:]]
+    """As `Handlers.on_segment`, where there is no answer but a status; the scale stays where the slider is."""
+    _, painted, compared, legend, _, *others = blank_view(THRESHOLD)
+    return [None, gr.Radio(visible=False), None, status, painted, compared, legend, gr.skip(), *others]
 
 
 def status_html(text: str, kind: str = "good") -> str:
@@ -385,7 +396,7 @@ CSS = """
 .table table :is(th, td) { padding: 4px 6px; border: 0; border-bottom: 1px solid var(--border-color-primary);
                            text-align: right; }
 .table table :is(th, td):first-child { text-align: left; font-weight: 400; overflow-wrap: anywhere; min-width: 7em; }
-#tam-batch-table :is(th, td):is(:nth-child(2), :nth-child(3)) { text-align: left; min-width: 10em; }
+#tam-batch-table :is(th, td):is(:nth-child(2), :nth-child(3), :last-child) { text-align: left; min-width: 10em; }
 .scale .bar { position: relative; height: 14px; }
 .scale .bar i { position: absolute; top: -3px; bottom: -3px; width: 2px; background: currentColor; }
 .scale .ticks { display: flex; justify-content: space-between; font-variant-numeric: tabular-nums; }
@@ -521,7 +532,7 @@ def build(handlers: Handlers) -> gr.Blocks:
                             )
                         with gr.Tab("Heat map"):
                             heat = result_picture("Probability of each pixel", "tam-heat")
-                            scale = gr.HTML(scale_html(0.5))
+                            scale = gr.HTML(scale_html(THRESHOLD))
                         with gr.Tab("Mask"):
                             mask = result_picture("Mask", "tam-mask")
                     legend = gr.HTML(elem_id="tam-legend")
@@ -530,7 +541,7 @@ def build(handlers: Handlers) -> gr.Blocks:
                         threshold = gr.Slider(
                             0,
                             1,
-                            0.5,
+                            THRESHOLD,
                             step=0.01,
                             label="Threshold",
                             info="Least probability that counts",
@@ -568,7 +579,9 @@ def build(handlers: Handlers) -> gr.Blocks:
                     info="Several findings are separated by semicolons.",
                     elem_id="tam-batch-prompt",
                 )
-                batch_threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold", elem_id="tam-batch-threshold")
+                batch_threshold = gr.Slider(
+                    0, 1, THRESHOLD, step=0.01, label="Threshold", elem_id="tam-batch-threshold"
+                )
                 with gr.Row():
                     batch_run = gr.Button("Segment all", variant="primary", elem_id="tam-batch-run")
                     batch_stop = gr.Button("Stop", elem_id="tam-batch-stop")
@@ -608,9 +621,9 @@ def build(handlers: Handlers) -> gr.Blocks:
         choice.input(handlers.on_heat, [kept, choice], heat, **at_once, **private)
         stop.click(say_stopped, None, status, cancels=runs, queue=False, **private)
         clear.click(
-            lambda: [None, "", *no_answer(status_html(READY))],
+            lambda: [None, "", THRESHOLD, OPACITY, *no_answer(status_html(READY))],
             None,
-            [picture, prompt, *answered],
+            [picture, prompt, threshold, opacity, *answered],
             cancels=runs,
             queue=False,
             **private,

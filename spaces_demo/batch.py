@@ -14,7 +14,7 @@ from drawing import file_stem, mask_image, mask_name, png
 from segment import Finding, Segmenter
 
 
-COLUMNS = "file status finding found area_px area_percent regions mean_p highest_p mask".split()
+COLUMNS = "file status finding found area_px area_percent regions mean_p highest_p mask notes".split()
 MAX_FILES = 100
 MAX_FILE_BYTES = 25 * 2**20  # of one picture inside a ZIP; the page itself takes no larger upload
 
@@ -30,7 +30,7 @@ class Row:
 
     @property
     def status(self) -> str:
-        return self.error or " ".join(["done", *self.notes])
+        return self.error or "done"
 
 
 def collect(paths: list[str]) -> list[tuple[str, Callable[[], BinaryIO]]]:
@@ -42,7 +42,7 @@ def collect(paths: list[str]) -> list[tuple[str, Callable[[], BinaryIO]]]:
     """
     found: list[tuple[str, Callable[[], BinaryIO]]] = []
     for path in map(Path, paths):
-        if not zipfile.is_zipfile(path):
+        if not zipfile.is_zipfile(path) and path.suffix.lower() != ".zip":
             found.append((path.name, lambda path=path: open(path, "rb")))
             continue
         try:
@@ -90,13 +90,14 @@ def segment_files(
                 row.findings = segmenter.measure(answer, threshold)
             except ValueError as error:
                 row.error = str(error)
-                lines.writerow({"file": name, "status": row.status})
+                lines.writerow({"file": name, "status": row.status, "notes": " ".join(row.notes)})
             # The number keeps apart what is called the same in two folders.
             stem = f"{number:03d}-{file_stem(Path(name).stem, 'picture')}"
             for index, finding in enumerate(row.findings, start=1):
                 mask = f"masks/{mask_name(stem, index, finding)}"
                 archive.writestr(zipfile.ZipInfo(mask), png(mask_image(finding)))
-                lines.writerow({"file": name, "status": row.status, "mask": mask, **finding.numbers()})
+                told = {"file": name, "status": row.status, "mask": mask, "notes": " ".join(row.notes)}
+                lines.writerow({**told, **finding.numbers()})
             yield row
         archive.writestr(zipfile.ZipInfo("table.csv"), table.getvalue())
 

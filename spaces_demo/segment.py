@@ -173,7 +173,7 @@ class Segmenter:
         """
         started = time.perf_counter()
         sentences = self.split_findings(text)
-        notes = self._check(sentences)
+        notes = self.check(sentences)
         logits = self._logits(picture, sentences or [None])
         if not sentences:
             notes.append("No finding was named: this is what the model answers to the picture alone.")
@@ -203,8 +203,12 @@ class Segmenter:
         )
         return probabilities[1].numpy()
 
-    def _check(self, sentences: list[str]) -> list[str]:
-        """Refuses what the model cannot take whole; notes the words that it never learnt."""
+    def check(self, sentences: list[str]) -> list[str]:
+        """Notes the words that the model never learnt.
+
+        Raises:
+            ValueError: in one sentence, if there are too many findings, or one is too long for the model.
+        """
         if len(sentences) > len(COLOURS):
             raise ValueError(f"{len(sentences)} findings are too many: ask for at most {len(COLOURS)} at a time.")
         tokenizer = self.processor.tokenizer

@@ -310,6 +310,45 @@ def test_batch_goes_on_after_bad_files(segmenter, tmp_path):
     assert table[2]["file"] == "bad.png" and "no picture" in table[2]["status"] and not table[2]["area_px"]
 
 
+def test_batch_keeps_notes_apart_from_how_it_went(segmenter, tmp_path):
+    Image.fromarray(np.linspace(200, 60000, 2400).reshape(40, 60).astype(np.uint16)).save(tmp_path / "16-bit.png")
+    output = io.BytesIO()
+    (row,) = batch.segment_files(segmenter, batch.collect([str(tmp_path / "16-bit.png")]), "left", 0.5, output)
+    with zipfile.ZipFile(output) as archive:
+        (line,) = csv.DictReader(io.StringIO(archive.read("table.csv").decode()))
+    assert row.status == line["status"] == "done" and "more than 8 bits" in line["notes"]
+
+
+def handlers_of(segmenter):
+    import app
+
+    return app.Handlers(segmenter)
+
+
+def test_batch_refuses_a_sentence_once(segmenter, tmp_path):
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for path in paths:
+        Image.fromarray(noise()).save(path)
+    ((status, table, file),) = handlers_of(segmenter).on_batch(paths, "left lesion " * 9, 0.5)
+    assert "too long for the model" in status and table == "" and file.interactive is False
+
+
+def test_what_is_not_found_is_said_with_the_threshold_and_rounded_down(segmenter, answer):
+    finding = segment.Finding("left lung", segment.COLOURS[0], np.zeros((4, 4), bool), 0, None, 0.9996)
+    said = handlers_of(segmenter).summary(answer, [finding], 1)
+    assert "Not found at threshold 1: left lung (highest probability 0.99)." in said
+
+
+def test_a_choice_of_an_earlier_answer_is_brought_into_this_one(segmenter, answer, tmp_path, monkeypatch):
+    import app
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    handlers = app.Handlers(segmenter)
+    kept = app.Kept(answer, drawing.shown_picture(answer.picture), "picture.jpg")
+    assert Path(handlers.on_view(kept, 0.5, 0.4, 6)[7]).name == Path(handlers.on_view(kept, 0.5, 0.4, 1)[7]).name
+    assert handlers.on_heat(kept, 6) == handlers.on_heat(kept, 1)
+
+
 def test_batch_of_nothing_but_bad_files_still_has_a_table(segmenter, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
     output = io.BytesIO()
@@ -322,6 +361,9 @@ def test_batch_of_nothing_but_bad_files_still_has_a_table(segmenter, tmp_path):
 def test_batch_refuses(segmenter, tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
         pass
+    (tmp_path / "cut.zip").write_bytes((tmp_path / "empty.zip").read_bytes()[:10])
+    with pytest.raises(ValueError, match=r"'cut.zip' is a damaged ZIP: pack it again"):
+        batch.collect([str(tmp_path / "cut.zip")])
     for paths in ([], [str(tmp_path / "empty.zip")]):
         with pytest.raises(ValueError, match="no pictures"):
             batch.collect(paths)

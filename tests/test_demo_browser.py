@@ -152,7 +152,7 @@ def test_main_path(visit, segmenter, picture, monkeypatch):
         page.get_by_role("tab", name=tab).click()
         expect(page.locator(f"{element} img").first).to_be_visible()
 
-    for threshold, words in [(1, "Not found: left (highest probability"), (0, "All 2 findings found")]:
+    for threshold, words in [(1, "Not found at threshold 1: left (highest probability"), (0, "All 2 findings found")]:
         set_threshold(page, threshold)
         says(page, words)
     assert [row[1] for row in cells(page)] == ["2,400", "2,400"]
@@ -166,6 +166,7 @@ def test_main_path(visit, segmenter, picture, monkeypatch):
     expect(page.locator("#tam-prompt textarea")).to_have_value("")
     expect(page.locator("#tam-table table")).to_have_count(0)
     expect(page.locator("#tam-download")).to_be_disabled()
+    expect(page.locator("#tam-threshold input[type=number]")).to_have_value("0.5")
 
 
 def test_stop(visit, segmenter, picture, monkeypatch):
