@@ -27,6 +27,7 @@ import numpy as np
 
 from . import ablations, faithfulness, findings, transfer
 from .arms import ARMS
+from .hub import without_folders
 from .leaks import leak_table
 from .model_card import METRICS, as_written, plain
 from .reading import parse_json, reason
@@ -74,6 +75,7 @@ HEADS = METRICS | {
     "empty_target_false_positive_rate": "False alarms",
 }
 IN_UNITS = {"hd95"}  # all others are shares, shown in %
+RESULTS = Path("experiments/results")
 KINDS = {"scores", "faithfulness", "transfer"}  # of results, by the entry that holds their numbers
 PUBLISHED = (
     "Published, as aims more than as a comparison: conventions, splits and pictures differ from paper to paper. Where "
@@ -102,7 +104,7 @@ pre { overflow-x: auto; padding: .6rem; background: #8882; white-space: pre-wrap
 def add_command(commands) -> None:
     """Adds `report` to the subcommands of `tamiseg`."""
     command = commands.add_parser("report", help="write tables, plots and a page from result files")
-    command.add_argument("--results", default="experiments/results", help="folder of result files (*.json)")
+    command.add_argument("--results", default=str(RESULTS), help="folder of result files (*.json)")
     command.add_argument("--output", default="docs", help="folder for results.md and report.html")
     command.set_defaults(run=run)
 
@@ -119,7 +121,7 @@ def run(arguments) -> None:
     output.mkdir(parents=True, exist_ok=True)
     with as_written(f"a result file of '{folder}'"):
         written = {
-            output / "results.md": results_page(results, recipes, summaries, leaks),
+            output / "results.md": results_page(results, recipes, summaries, leaks, folder),
             output / "report.html": html_page(results, folder, summaries),
         }
         if summaries:
@@ -209,14 +211,18 @@ def recipe_of(result: str) -> str:
 
 
 def results_page(
-    results: dict[str, dict], recipes: dict[str, dict], summaries: dict[str, dict], leaks: dict[str, dict]
+    results: dict[str, dict],
+    recipes: dict[str, dict],
+    summaries: dict[str, dict],
+    leaks: dict[str, dict],
+    folder: Path = RESULTS,
 ) -> str:
-    """docs/results.md: for each data set what was published and what our runs gave, then the recipes, and which of
-    them nobody ran, and why."""
+    """docs/results.md, of what lies in `folder`: for each data set what was published and what our runs gave, then the
+    recipes, and which of them nobody ran, and why."""
+    named = without_folders(folder.as_posix())
     parts = [
         "# Results",
-        "Written by `tamiseg report` from the files in `experiments/results/`; change those, not this page.\n\n"
-        + CONVENTIONS,
+        f"Written by `tamiseg report` from the files in `{named}/`; change those, not this page.\n\n{CONVENTIONS}",
     ]
     by_data: dict[str, list[str]] = {}
     for name, result in results.items():

@@ -124,6 +124,11 @@ def test_docs_are_those_of_the_results():
             assert missing or variant.name in told[variant.group], stale
 
 
+def test_the_page_names_the_folder_that_it_was_written_from(tmp_path):
+    assert "from the files in `runs/mine/`; change those" in results_page({}, {}, {}, {}, Path("runs/mine"))
+    assert f"from the files in `{tmp_path.name}/`; change those" in results_page({}, {}, {}, {}, tmp_path)
+
+
 def outlines(picture: str) -> list[float]:
     """The numbers of the lines and areas of an SVG that curves are drawn by."""
     parts = re.findall(r'<g id="(?:line2d|FillBetweenPolyCollection|PolyCollection)_\d+">.*?</g>', picture, re.DOTALL)
