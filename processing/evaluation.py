@@ -43,6 +43,7 @@ from .reading import parse_json, read_json, sha256
 DEFAULT_ARMS = ("full_text", "no_text", "shuffled_text")
 # What a result depends on, and where it went.
 OPTIONS = ("adapter", "dataset", "split", "max_rows", "batch_size", "seed", "spacing", "tolerance", "output")
+PICTURES = ("worst.png", "qualitative.png", "sentences.png")
 COLUMNS = (
     "name", "patient_id", "arm", "sentence", "dice", "iou", "hd95", "surface_dice", "tp", "fp", "fn", "tn"
 )  # fmt: skip
@@ -297,6 +298,10 @@ def run(arguments) -> None:
     done = read_journal(journal, identity, len(rows)) if arguments.resume else []
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
+        if not done and (output / "result.json").is_file():
+            print(f"the earlier result in '{output}' is replaced")
+            for name in PICTURES:  # which would show cases of other scores
+                (output / name).unlink(missing_ok=True)
         write_journal(journal, identity, done)
     accelerator.wait_for_everyone()
 

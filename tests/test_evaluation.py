@@ -313,13 +313,20 @@ def test_docs_do_what_they_say(model, data, tmp_path, monkeypatch):
     assert first[0].all() and first[0].shape == (2, 3) and second[1] is None
 
 
-def test_pictures_only_when_asked_for(model, data, tmp_path):
+def test_pictures_only_when_asked_for(model, data, tmp_path, capsys):
     assert call(model, data, tmp_path / "test", "--arms", "full_text", "typo", "--pictures", "3") == 0
     drawn = {"worst.png", "qualitative.png", "sentences.png"}
     assert set(files(tmp_path / "test")) == {"result.json", "cases.csv", "cases.jsonl", *drawn}
     for name in drawn:
         picture = Image.open(tmp_path / "test" / name)
         assert picture.width > 500 and picture.height > 600 and len(picture.convert("RGB").getcolors(2**24)) > 1000
+    # Gone on with, they are still of these scores; beside new ones they are of none.
+    assert "is replaced" not in capsys.readouterr().out
+    assert call(model, data, tmp_path / "test", "--arms", "full_text", "typo", "--resume") == 0
+    assert drawn < set(files(tmp_path / "test")) and "is replaced" not in capsys.readouterr().out
+    assert call(model, data, tmp_path / "test", "--arms", "full_text") == 0
+    assert "the earlier result in" in capsys.readouterr().out
+    assert set(files(tmp_path / "test")) == {"result.json", "cases.csv", "cases.jsonl"}
 
 
 @pytest.mark.parametrize(
