@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import sys
 from collections import Counter
@@ -28,7 +29,7 @@ PICTURE_BYTES, ANSWER_BYTES, CLASS_BYTES = 20, 64, 12
 UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 SHIPPED_MODEL = Path(__file__).parent.parent / "checkpoints" / "tamiseg-mobile-qata"  # in a checkout
 OVERLAY_COLOUR = (230, 159, 0)  # orange of the Okabe-Ito palette, told apart by colour-blind readers too
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 MASK_SUFFIX = {"png": ".png", "nifti": ".nii.gz", "rle": ".json"}
 PROBABILITY_SUFFIX = {"png": ".png", "nifti": ".nii.gz", "rle": ".png"}
 COLUMNS = (
@@ -170,6 +171,9 @@ def predict_many(arguments) -> None:
                 f"'{folder}' is a file or called like one: give a folder, or for one picture a file as --output too."
             )
     pictures = find_pictures(arguments.image, [folder.resolve() for folder in folders.values()])
+    if left_out := others_beside(arguments.image, [folder.resolve() for folder in folders.values()]):
+        kinds = ", ".join(sorted({kind_of(path) for path in left_out}))
+        print(f"{len(left_out)} files left out ({kinds}): predict reads {', '.join(PICTURE_SUFFIXES)}")
     give_sentences(pictures, arguments)
     stems = Counter(Path(picture.name).with_suffix("") for picture in pictures)
 
@@ -300,6 +304,26 @@ def find_pictures(sources: list[str], written: list[Path]) -> list[Picture]:
             f"{count} pictures are called '{name}': give their folders in separate calls, with an --output for each."
         )
     return pictures
+
+
+def others_beside(sources: list[str], written: list[Path]) -> list[Path]:
+    """The files of folders that `find_pictures` takes for no pictures, but hidden ones."""
+    return [
+        path
+        for source in map(Path, sources)
+        if source.is_dir()
+        for path in files_below(source)
+        if path.is_file()
+        and path.suffix.lower() not in PICTURE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(source).parts)
+        and not any(path.resolve().is_relative_to(folder) for folder in written)
+    ]
+
+
+def kind_of(path: Path) -> str:
+    """What a file's name says of its kind: .dcm, .nii.gz."""
+    inner = Path(path.stem).suffix if path.suffix.lower() == ".gz" else ""
+    return (inner + path.suffix).lower() or "no suffix"
 
 
 def give_sentences(pictures: list[Picture], arguments) -> None:
@@ -501,7 +525,8 @@ def ask(model, processor, images: list, text: dict, tile_size: int | None, room:
         size = images[0].width * images[0].height
         answer_bytes = ANSWER_BYTES + CLASS_BYTES * (model.config.num_labels - 2)
         if (lacking := answer_bytes * size - room) > 0:
-            raise ValueError(f"max_memory is {lacking / 2**20:.0f} MiB too little for this picture's mask: give more.")
+            lacking = math.ceil(lacking / 2**20)
+            raise ValueError(f"max_memory is {lacking} MiB too little for this picture's mask: give more.")
         room -= PICTURE_BYTES * size
     pixels = processor(images=images, do_resize=tile_size is None, return_tensors="pt")["pixel_values"]
     pixels = pixels.to(model.device)

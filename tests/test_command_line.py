@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from modeling_tamiseg import TAMISegForImageSegmentation
 from processing import TAMISegImageProcessor, TAMISegProcessor
 from processing.command_line import main
-from processing.predict import num_bytes
+from processing.predict import ask, num_bytes
 from tests.test_modeling import tiny_config
 from tests.test_processing import make_tokenizer
 
@@ -161,6 +162,12 @@ print(bound, bounded, resident_memory())
     assert bounded <= bound < free
     assert "too little for this picture's mask: give more" in run.stderr
     assert Image.open(mask).size == (1500, 1100)
+
+
+def test_what_memory_lacks_is_rounded_up():
+    model, picture = SimpleNamespace(config=SimpleNamespace(num_labels=2)), Image.new("RGB", (100, 100))
+    with pytest.raises(ValueError, match="max_memory is 1 MiB too little"):
+        ask(model, None, [picture], {}, 128, 64 * 100 * 100 - 1)
 
 
 def test_amounts_of_memory():

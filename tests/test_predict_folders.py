@@ -79,6 +79,18 @@ def test_pictures_in_linked_folders_are_found(scans, tmp_path):
     assert [picture.name for picture in found] == ["more/a1.png", "more/b/b1.jpg", "more/b/b2.tif"]
 
 
+def test_files_that_are_left_out_are_counted(model, scans, tmp_path, capsys):
+    for name in ("b/scan.nii.gz", "b/slice.DCM", "b/IM0001"):
+        (scans / name).write_bytes(b"of another kind")
+    Image.effect_noise((20, 30), 60).save(scans / "drawn.gif")
+    assert call(model, scans, "--output", scans / "masks", "--format", "rle") == 0
+    said = capsys.readouterr().out
+    assert "4 files left out (.dcm, .nii.gz, .txt, no suffix): predict reads .png, .jpg" in said
+    assert "4 pictures segmented" in said and (scans / "masks" / "drawn.json").is_file()
+    assert call(model, scans, "--output", scans / "masks", "--format", "rle") == 0
+    assert "4 files left out" in capsys.readouterr().out  # what it writes is not among them
+
+
 def test_resumes_after_a_break(model, scans, tmp_path, monkeypatch, capsys):
     out = tmp_path / "masks"
     original, written = room.write, []
