@@ -400,8 +400,9 @@ def build(name: str, adapter: str | None, device) -> tuple:
     return Segmenter(model, processor), hash_weights(folder)
 
 
-def local_folder(name: str) -> Path:
-    """The folder of a model, which is fetched first where it is an id of the Hub.
+def local_folder(name: str, revision: str | None = None) -> Path:
+    """The folder of a model, which is fetched first where it is an id of the Hub; where that cannot be reached, what
+    was fetched before.
 
     Raises:
         ValueError: there is neither.
@@ -413,8 +414,8 @@ def local_folder(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     try:
-        with in_plain_words(name):
-            return Path(snapshot_download(name))
+        with in_plain_words(f"{name}@{revision}" if revision else name):
+            return Path(snapshot_download(name, revision=revision))
     except (ValueError, OSError) as error:
         raise ValueError(f"there is no folder '{name}' here, and {error}") from error
 

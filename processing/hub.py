@@ -450,4 +450,6 @@ def in_plain_words(repo_id: str):
     except OfflineModeIsEnabled as error:
         raise OSError("HF_HUB_OFFLINE forbids to ask the Hub: unset it.") from error
     except (HTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError, RuntimeError) as error:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError(f"'{repo_id}' was not fetched yet, and HF_HUB_OFFLINE forbids to: unset it.") from error
         raise OSError(f"{constants.ENDPOINT} cannot be reached: check the connection and try again.") from error

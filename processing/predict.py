@@ -377,16 +377,12 @@ def weights_of(name: str, revision: str | None = None) -> str:
     Raises:
         ValueError: there is no such model.
     """
-    from huggingface_hub import hf_hub_download
-
-    from .evaluation import hash_weights
-    from .hub import in_plain_words
+    from .evaluation import hash_weights, local_folder
 
     check_model_folder(name)
     if Path(name).is_dir():
         return hash_weights(Path(name))[:16]
-    with in_plain_words(f"{name}@{revision}" if revision else name):
-        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name[:16]
+    return local_folder(name, revision).name[:16]
 
 
 def load(name: str, revision: str | None = None):
@@ -394,20 +390,22 @@ def load(name: str, revision: str | None = None):
     `revision`. No code that lies with a model is run, and weights are read from safetensors only.
 
     Raises:
-        ValueError: the folder lacks something, is damaged, or holds something else.
+        ValueError: the folder lacks something, is damaged, or holds something else, or the Hub cannot be reached.
     """
     import torch
     from PIL import Image
     from transformers import AutoModel, AutoProcessor
     from transformers.utils import logging
 
+    from .evaluation import local_folder
+
     logging.disable_progress_bar()
     check_model_folder(name)
+    folder = local_folder(name, revision)  # asks the Hub once; transformers would for each file, and again and again
     try:
-        processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         model, report = AutoModel.from_pretrained(
-            name,
-            revision=revision,
+            folder,
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,  # whatever it was saved in: pictures and sentences come in float32

@@ -18,10 +18,11 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 from transformers import AutoModel, AutoProcessor
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -92,9 +93,10 @@ class Segmenter:
         logging.disable_progress_bar()
         remote = not import_our_packages()
         try:
-            self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=remote)
+            folder = local_folder(name)
+            self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=remote)
             self.model, report = AutoModel.from_pretrained(
-                name,
+                folder,
                 trust_remote_code=remote,
                 use_safetensors=True,
                 dtype=torch.float32,  # whatever it was saved in: pictures and sentences come in float32
@@ -122,7 +124,7 @@ class Segmenter:
             ) from error
         if self.model.config.num_labels != 2:
             raise ValueError(f"'{name}' tells {self.model.config.num_labels} classes apart; this page shows two.")
-        training = read_result_file(name)
+        training = read_result_file(folder)
         # Where nothing tells of the training, the examples are as good as anything.
         self.knows_examples = training.get("arguments", {}).get("dataset", "builtin") == "builtin"
         self.known_sentences = training.get("rows", {}).get("train", {}).get("frequent_sentences", [])
@@ -247,16 +249,23 @@ def find_model() -> str:
     )
 
 
-def read_result_file(name: str) -> dict:
+def local_folder(name: str) -> str:
+    """The folder of a model, which is fetched first where it is an id of the Hub; where that cannot be reached, what
+    was fetched before. Asks the Hub once: transformers would for each file, for minutes where it does not answer."""
+    if Path(name).is_dir():
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ValueError(f"there is no model folder '{name}'")
+    return snapshot_download(name)
+
+
+def read_result_file(folder: str) -> dict:
     """What lies with a model, or beside its best/, of how it was trained; nothing where there is no such file."""
-    path = cached_file(
-        name, "result.json", _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    beside = Path(name).parent / "result.json" if Path(name).name == "best" else None
-    for place in (path, beside):
-        if place is not None and Path(place).is_file():
+    beside = Path(folder).parent / "result.json" if Path(folder).name == "best" else None
+    for place in (Path(folder) / "result.json", beside):
+        if place is not None and place.is_file():
             try:
-                return json.loads(Path(place).read_text(encoding="utf-8"))
+                return json.loads(place.read_text(encoding="utf-8"))
             except (ValueError, RecursionError):  # damaged: the model is as good without it
                 return {}
     return {}

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from huggingface_hub import close_session, constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import segment
 import train_hf
 from processing import hub as hub_commands
 from processing.command_line import main
@@ -280,6 +282,30 @@ def test_no_connection(run, hub, monkeypatch, capsys):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     close_session()  # the client of the session so far may go online
     assert "HF_HUB_OFFLINE" in refused(capsys, "push", run, REPO)
+    close_session()
+
+
+def test_a_model_is_asked_of_an_unreachable_hub_once(run, hub, tmp_path, monkeypatch, capsys):
+    assert main(["push", str(run), REPO]) == 0
+    Image.effect_noise((50, 40), 60).save(tmp_path / "a.png")
+    words = ["predict", str(tmp_path / "a.png"), "--output", str(tmp_path / "mask.png"), "--overwrite", "--model"]
+    assert main([*words, REPO]) == 0
+    hub.server.shutdown()
+    hub.server.server_close()
+    assert main([*words, REPO]) == 0  # as it was fetched before
+    started = time.monotonic()
+    said = refused(capsys, *words, "user/other")
+    assert f"there is no folder 'user/other' here, and {hub.url} cannot be reached: check the connection" in said
+    with pytest.raises(ValueError, match="No model can be loaded from 'user/other'"):
+        segment.Segmenter("user/other")
+    with pytest.raises(ValueError, match="No model can be loaded from 'nomodel'"):
+        segment.Segmenter("nomodel")
+    assert segment.Segmenter(REPO).knows_examples
+    assert time.monotonic() - started < 10
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    close_session()
+    assert main([*words, REPO]) == 0
+    assert "'user/other' was not fetched yet, and HF_HUB_OFFLINE forbids to" in refused(capsys, *words, "user/other")
     close_session()
 
 
