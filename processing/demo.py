@@ -31,8 +31,10 @@ def demo(arguments) -> None:
     """Starts the page and stays until Ctrl-C.
 
     Raises:
-        ValueError: this is no checkout, gradio is missing, or the model's folder is none.
+        ValueError: this is no checkout, gradio is missing, there is no such port, or the model's folder is none.
     """
+    if arguments.port is not None and not 1 <= arguments.port <= 65535:
+        raise ValueError(f"--port is {arguments.port}: give 1 to 65535.")
     if not APP.is_file():
         raise ValueError("the demo is part of the project's checkout, not of the installed package: start it there.")
     if find_spec("gradio") is None:

@@ -512,3 +512,5 @@ def test_starts_and_says_so_without_a_model(tmp_path):
 def test_demo_command_refuses(tmp_path, capsys):
     assert main(["demo", "--model", str(tmp_path / "nowhere")]) == 2
     assert "no model folder" in capsys.readouterr().err
+    assert main(["demo", "--port", "99999"]) == 2
+    assert "--port is 99999: give 1 to 65535." in capsys.readouterr().err
