@@ -74,8 +74,10 @@ from processing.image_processing_tamiseg import IGNORE_INDEX
 from processing.model_card import describe_rows, model_card, source_of
 from processing.plots import write_curves, write_examples
 from processing.prompts import normalize_prompt
+from processing.reading import refusal
 from processing.steps import OptimizerStep, mean_over_processes, rising_average, share_buffers
 from processing.streamed_batches import StreamedBatches
+from processing.transfer import check_teacher
 
 
 @dataclass
@@ -544,6 +546,8 @@ def main(argv=None) -> dict:
     model = build_model(arguments, processor)
     pretraining = arguments.stage == "pretrain"
     distills = bool(arguments.teacher and arguments.distillation_weight and not pretraining)
+    if distills:
+        check_teacher(arguments.teacher)
     views = {
         "augmentation": JointAugmentation(horizontal_flip=arguments.horizontal_flip),
         "perturbation": ConsistencyPerturbation() if pretraining else None,
@@ -866,7 +870,7 @@ def run() -> None:
             raise
     except (ValueError, OSError, StrictDataclassError) as error:
         # An error of a data worker, or of a config's validation, arrives wrapped: the sentence is its last line.
-        words, code = str(error).strip(), 2
+        words, code = refusal(error) if isinstance(error, OSError) else str(error).strip(), 2
         if "Traceback" in words or isinstance(error, StrictDataclassError):
             words = words.splitlines()[-1].strip().removeprefix("ValueError: ")
     else:

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from . import comparison, data_commands, demo, evaluation, export, faithfulness, hub, predict, report, transfer
+from .reading import refusal
 
 
 # Modules with an `add_command(commands)`. This package needs torch (seconds, for --help too); what is heavier than
@@ -26,7 +27,8 @@ def main(argv=None) -> int:
         print(f"tamiseg: '{error.name}' is not installed: pip install 'tamiseg[data,train]'", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
-        print(f"tamiseg: {' '.join(str(error).split())}", file=sys.stderr)
+        said = refusal(error) if isinstance(error, OSError) else str(error)
+        print(f"tamiseg: {' '.join(said.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tamiseg: stopped.", file=sys.stderr)

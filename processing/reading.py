@@ -5,10 +5,31 @@ hash."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 from pathlib import Path
+
+
+# What the system refuses of a path, and the remedy.
+REFUSALS = {
+    errno.ENOENT: "is not there: check the path",
+    errno.EEXIST: "is there already and no folder: give a folder, or another name",
+    errno.ENOTDIR: "is no folder: give one, or another name",
+    errno.EISDIR: "is a folder: give a file",
+    errno.EACCES: "cannot be read or written (permission denied): choose another folder",
+    errno.EPERM: "cannot be read or written (permission denied): choose another folder",
+    errno.EROFS: "cannot be written (its disk is read-only): choose another folder",
+    errno.ENOSPC: "cannot be written (its disk is full): make room, or choose another folder",
+}
+
+
+def refusal(error: OSError) -> str:
+    """What the system says of a path, as a sentence with its remedy; other errors' own words."""
+    if error.filename is None or error.errno not in REFUSALS or not str(error).startswith("["):
+        return str(error)
+    return f"'{error.filename}' {REFUSALS[error.errno]}."
 
 
 def reason(error: Exception) -> str:

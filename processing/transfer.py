@@ -76,6 +76,7 @@ def run(arguments) -> None:
     others = other_pictures(arguments.natural, arguments.max_rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher_folder = local_folder(arguments.teacher)
+    check_teacher(arguments.teacher)
     teacher = SemanticDistiller.from_pretrained(str(teacher_folder), []).to(device)
     students = {name: build(name, None, device) for name in arguments.student}
     see = Eyes(teacher, {name: segment for name, (segment, _) in students.items()})
@@ -109,6 +110,25 @@ def run(arguments) -> None:
     write_tokens(pictures, cells, output / "tokens.png")
     print(as_markdown(tables(result["transfer"])))
     print(f"\nall of it in {output / 'result.json'}, a plane of the features in {output / 'tokens.png'}")
+
+
+def check_teacher(name: str) -> None:
+    """Refuses a trained model of ours, which is no encoder alone, as the teacher in a folder or on the Hub.
+
+    Raises:
+        ValueError: it is one.
+    """
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name)
+    except OSError:  # there is none: who loads it says so
+        return
+    if config.get("model_type") == "tamiseg":
+        raise ValueError(
+            f"'{name}' is a TAMISeg model: trained ones go behind --student of `tamiseg analyse-teacher`; a teacher "
+            "is a vision model such as DINOv3."
+        )
 
 
 def other_pictures(folder: str | None, most: int) -> list:

@@ -19,6 +19,7 @@ from modeling_tamiseg import TAMISegForImageSegmentation
 from processing import TAMISegImageProcessor, TAMISegProcessor
 from processing.command_line import main
 from processing.predict import ask, num_bytes
+from processing.reading import refusal
 from tests.test_modeling import tiny_config
 from tests.test_processing import make_tokenizer
 
@@ -176,6 +177,22 @@ def test_amounts_of_memory():
     for words in ("two", "2 TB", "", "1.2.3MB", "-1GB"):
         with pytest.raises(ValueError, match="no amount of memory"):
             num_bytes(words)
+
+
+def test_what_the_system_refuses_has_a_remedy(tmp_path):
+    def said(act):
+        with pytest.raises(OSError) as error:
+            act()
+        return refusal(error.value)
+
+    (tmp_path / "text.png").write_text("words")
+    assert said(lambda: (tmp_path / "none").read_text()) == f"'{tmp_path / 'none'}' is not there: check the path."
+    assert "is there already and no folder" in said(lambda: (tmp_path / "text.png").mkdir(exist_ok=True))
+    assert "is no folder" in said(lambda: (tmp_path / "text.png" / "a").write_text(""))
+    assert "is a folder: give a file" in said(lambda: tmp_path.write_text(""))
+    denied = PermissionError(13, "Permission denied", "runs")
+    assert refusal(denied) == "'runs' cannot be read or written (permission denied): choose another folder."
+    assert refusal(FileNotFoundError("there is no picture: check it.")) == "there is no picture: check it."
 
 
 def spoil_json(path, *keys, value):

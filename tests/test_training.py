@@ -289,7 +289,7 @@ def test_what_a_file_says_is_checked_as_flags_are(tmp_path, capsys, text, senten
     ("words", "sentence"),
     [
         (["--dataset", "EMPTY"], "EMPTY"),
-        (["--config", "none.yaml"], "none.yaml"),
+        (["--config", "none.yaml"], "'none.yaml' is not there: check the path."),
         (["--model_config", "{hidden"], "model_config"),
         (["--model_config", '{"hidden_size": 18}'], "multiple of 4"),
         (["--model_config", '{"hidden_size": "96"}'], "hidden_size"),

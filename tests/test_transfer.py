@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import DINOv3ViTConfig, DINOv3ViTModel, MobileNetV2Config, MobileNetV2Model
 
+import train_hf
 from processing import transfer as room
 from processing.command_line import main
 from tests.test_command_line import save_tiny_model
@@ -191,6 +192,15 @@ def test_bad_calls_get_one_sentence(tmp_path, monkeypatch, capsys, words, senten
     Path("taken/result.json").write_text('{"scores": {}, "split": "validation", "steps": 3}')
     assert call("teacher", "out", *words) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_trained_model_is_no_teacher(student, tmp_path, capsys):
+    assert call(student, tmp_path / "out") == 2
+    assert "trained ones go behind --student" in capsys.readouterr().err
+    words = ["--stage", "finetune", "--output_dir", str(tmp_path / "run"), "--image_size", "32", "--cpu", "true"]
+    with pytest.raises(ValueError, match="a teacher is a vision model such as DINOv3"):
+        train_hf.main([*words, "--max_train_samples", "4", "--max_eval_samples", "4", "--teacher", str(student)])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_that_is_not_here(tmp_path, capsys):
