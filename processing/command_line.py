@@ -14,13 +14,35 @@ from .reading import refusal
 ROOMS = (data_commands, predict, evaluation, comparison, faithfulness, transfer, report, export, hub, demo)
 
 
-def main(argv=None) -> int:
-    """Returns 0, 2 after one sentence that says what was wrong and how to mend it, or 130 when stopped by Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="tamiseg", description="Text-guided medical image segmentation.")
+class DefaultsHelp(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that says the defaults, but not of switches and of what is left out by itself."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(action.default)})"
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """As its subcommands are, and theirs."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{"formatter_class": DefaultsHelp, **kwargs})
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="tamiseg", description="Text-guided medical image segmentation.")
     commands = parser.add_subparsers(dest="command", required=True)
     for room in ROOMS:
         room.add_command(commands)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv=None) -> int:
+    """Returns 0, 2 after one sentence that says what was wrong and how to mend it, or 130 when stopped by Ctrl-C."""
+    arguments = make_parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except ModuleNotFoundError as error:

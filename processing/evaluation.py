@@ -54,7 +54,7 @@ def add_command(commands) -> None:
     command = commands.add_parser("evaluate", help="score a model on a split of a data set")
     command.add_argument("model", help="folder of a trained model, or its Hub id")
     command.add_argument("--dataset", required=True, help="builtin, a folder, or a Hub id, as for training")
-    command.add_argument("--split", default="test", help="which rows")
+    command.add_argument("--split", default="test", help="which rows: train, validation or test")
     command.add_argument("--output", required=True, help="folder for result.json, cases.csv and cases.jsonl")
     command.add_argument(
         "--arms",

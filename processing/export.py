@@ -21,7 +21,7 @@ def add_command(commands) -> None:
     """Adds `export` to the subcommands of `tamiseg`."""
     command = commands.add_parser("export", help="write a model as ONNX or torch.export file")
     command.add_argument("--model", required=True, help="folder of a trained model, or its Hub id")
-    command.add_argument("--format", choices=FILES, default="onnx")
+    command.add_argument("--format", choices=FILES, default="onnx", help="of the file")
     command.add_argument("--int8", action="store_true", help="store the weights of matrix products in 8 bits (onnx)")
     command.add_argument("output", help="folder to write: the model and its processor")
     command.set_defaults(run=export)

@@ -46,7 +46,7 @@ def add_command(commands) -> None:
     command = commands.add_parser("analyse-prompts", help="measure whether masks follow the sentence, and which words")
     command.add_argument("model", help="folder of a trained model, or its Hub id")
     command.add_argument("--dataset", required=True, help="builtin, a folder, or a Hub id, as for training")
-    command.add_argument("--split", default="test", help="which rows")
+    command.add_argument("--split", default="test", help="which rows: train, validation or test")
     command.add_argument("--output", required=True, help="folder for result.json")
     command.add_argument("--max_rows", type=int, help="a random subset of the rows, for a first look")
     command.add_argument("--seed", type=int, default=0, help="of shuffling and resampling")

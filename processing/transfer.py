@@ -44,7 +44,9 @@ def add_command(commands) -> None:
     command.add_argument("teacher", help="folder or Hub id of a vision model, as --teacher of train_hf.py takes it")
     command.add_argument("--student", nargs="+", default=[], metavar="MODEL", help="trained models to compare with it")
     command.add_argument("--dataset", required=True, help="builtin, a folder, or a Hub id, as for training")
-    command.add_argument("--split", default="test", help="which rows are held out; the probe learns from train")
+    command.add_argument(
+        "--split", default="test", help="which rows are held out: validation or test; the probe learns from train"
+    )
     command.add_argument("--train_rows", type=int, default=500, help="a random subset of the training rows")
     command.add_argument("--max_rows", type=int, default=300, help="a random subset of the held-out rows")
     command.add_argument("--natural", metavar="DIR", help="folder of natural pictures; without it, synthetic ones")

@@ -179,6 +179,18 @@ def test_amounts_of_memory():
             num_bytes(words)
 
 
+def test_help_says_the_defaults(capsys):
+    def told(*command):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        return " ".join(capsys.readouterr().out.split())
+
+    said = told("evaluate")
+    assert "which rows: train, validation or test (default: test)" in said and "resampling (default: 0)" in said
+    assert "or all (default: full_text no_text shuffled_text)" in said and "None" not in said and "False" not in said
+    assert "of drawn splits (default: 0)" in told("data", "prepare")
+
+
 def test_what_the_system_refuses_has_a_remedy(tmp_path):
     def said(act):
         with pytest.raises(OSError) as error:
