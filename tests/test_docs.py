@@ -19,6 +19,7 @@ from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
 
 import train_hf
 from processing.command_line import main
+from processing.predict import PICTURE_SUFFIXES
 from tests.loopback_hub import LoopbackHub, connect
 from tests.test_processing import make_tokenizer
 
@@ -84,6 +85,13 @@ def test_your_own_data(hub, tmp_path, monkeypatch):
     (snippet,) = blocks(document, "python")
     exec(compile(snippet, "docs/your_own_data.md", "exec"), {})
     assert set(np.unique(Image.open("mask.png"))) <= {0, 255}
+
+
+def test_pictures_that_are_read_are_named():
+    page = (ROOT / "docs" / "your_own_data.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"\*\*Kinds of pictures:\*\* (.*?);", page)
+    told = {f".{kind.strip().lower()}" for kind in re.split(", | and ", line)}
+    assert told == set(PICTURE_SUFFIXES) - {".jpg", ".tif"}
 
 
 def test_files_that_the_docs_name_are_there():
