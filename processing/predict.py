@@ -499,10 +499,12 @@ def segment(
 
 def warn_of_scale(image_processor, image) -> bool:
     """Says it where tiles would show a picture at another scale than the training did. Returns whether they would."""
+    from tqdm import tqdm
+
     size = image_processor.size
     if max(image.height / size["height"], image.width / size["width"]) < 1.5:
         return False
-    print(
+    tqdm.write(  # above the bar, where there is one
         f"warning: the model learned from whole pictures of {size['width']} x {size['height']} pixels; in tiles it "
         "sees another scale, and its masks will probably be wrong: leave out --tile_size and --max_memory unless it "
         "was trained at that resolution.",
