@@ -78,7 +78,8 @@ def tile_within(max_memory: int, bytes_per_pixel: float, tile_size: int, picture
     least = min(LEAST_TILE, tile_size)
     if side < least:
         lacking = SPARE + SLACK * bytes_per_pixel * (-(-least // stride) * stride) ** 2 - max_memory
-        raise ValueError(f"max_memory is {lacking / 2**20:.0f} MiB too little for tiles of {least} pixels: give more.")
+        mib = math.ceil(lacking / 2**20)
+        raise ValueError(f"max_memory is {mib} MiB too little for tiles of {least} pixels: give more.")
     return min(tile_size, side)
 
 
