@@ -430,13 +430,15 @@ TAMISeg finds what a sentence describes in a medical picture
 ### What it is not
 Not a medical device, and no basis for decisions about a person. It knows the kinds of pictures, findings and
 sentences of its training data and nothing else, and it also answers where it cannot know: a finding that is absent may
-well be "found". The quickstart's model has seen nothing but synthetic pictures drawn by code, as the examples are.
+well be "found", also one that the sentence denies ("no infection"). Write in the language of its training sentences; of
+another it understands nothing, and answers all the same. The quickstart's model has seen nothing but synthetic pictures drawn by code, as the examples are.
 
 ### How to read it
 - Probabilities are the model's own and not calibrated. The heat map's colours always mean 0 to 1, so a weak answer
   looks weak.
 - *Not found* means that no pixel reaches the threshold. Moving the threshold does not ask the model again.
-- Left and right are sides of the picture.
+- Left and right mean what they meant in the training sentences. Of the quickstart's model and of the shipped one for
+  chest X-rays they are sides of the picture: "left lung" is the patient's right one.
 - Area is in pixels and per cent of the picture: a picture file does not say how large a pixel is.
 - Masks are PNG, mode L, 0 and 255, exactly as large as the picture (upright, if the file says it is turned).
 
