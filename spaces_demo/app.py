@@ -428,10 +428,11 @@ TAMISeg finds what a sentence describes in a medical picture
 ([arXiv 2604.10912](https://arxiv.org/abs/2604.10912)). Model on this page: **{model}**.
 
 ### What it is not
-Not a medical device, and no basis for decisions about a person. It knows the kinds of pictures, findings and
-sentences of its training data and nothing else, and it also answers where it cannot know: a finding that is absent may
-well be "found", also one that the sentence denies ("no infection"). Write in the language of its training sentences; of
-another it understands nothing, and answers all the same. The quickstart's model has seen nothing but synthetic pictures drawn by code, as the examples are.
+Not a medical device, and no basis for decisions about a person. It knows the kinds of pictures, findings and sentences
+of its training data and nothing else, and it also answers where it cannot know: a finding that is absent may well be
+"found", also one that the sentence denies ("no infection"). Write in the language of its training sentences; of
+another it understands nothing, and answers all the same. The quickstart's model has seen nothing but synthetic
+pictures drawn by code, as the examples are.
 
 ### How to read it
 - Probabilities are the model's own and not calibrated. The heat map's colours always mean 0 to 1, so a weak answer
