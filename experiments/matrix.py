@@ -495,7 +495,8 @@ def _summary_row(runs: list[Variant], against: str, others: list[Variant], resul
     row |= {key: files[0][key] for key in ("gflops", "million_parameters")}
     search = _search_file(results, runs[0].group, runs[0].name)
     if search.is_file():
-        row["search"] = json.loads(search.read_text(encoding="utf-8"))
+        found = json.loads(search.read_text(encoding="utf-8"))
+        row["search"] = {**found, "scores": [{key: one[key] for key in ("value", "score")} for one in found["scores"]]}
     row |= {"against": against, "compared": {}}
     shared = [(ours, theirs) for ours in runs for theirs in others if ours.seed == theirs.seed]
     if shared and runs[0].name != against:
