@@ -143,7 +143,7 @@ def test_the_card_shows_it(evaluated):
     card = model_card([result], "user/model", {})
     low, high = result["scores"]["full_text"]["dice_per_image_interval"]
     assert f"[{100 * low:.2f}, {100 * high:.2f}]" in card and "| left and right exchanged |" in card
-    assert "**Test split**:" in card and "In brackets: 95 % intervals." in card
+    assert "**Test split** of the data set data" in card and "In brackets: 95 % intervals." in card
     assert "1 of the 7 cases of the test split" in card and result["weights_sha256"] in card
 
 

@@ -158,7 +158,8 @@ def test_a_matrix_runs_to_its_page(small, monkeypatch, capsys):
     assert matrix.main() == 0
     assert "parts: the cases of some runs were not kept, so its summary stays as it was" in capsys.readouterr().out
     unkept = load_summaries(small / "results")
-    assert "no file gives the differences again" in ablations_page(unkept)
+    page = ablations_page(unkept)
+    assert "no file gives the differences again" in page
     unkept["small"]["groups"]["parts"]["cases_kept"] = True
     assert unkept == summaries
     (small / "results/small/summary.json").rename(small / "summary.json")
