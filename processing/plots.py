@@ -285,11 +285,11 @@ def write_budgets(curves: dict[str, list[dict]], output, format: str = "png") ->
     with rc_context({"svg.hashsalt": "tamiseg"}):
         figure, axes = _figure(1, 1, (8, 4.4))
         for number, (title, points) in enumerate(curves.items()):
-            line, colour = ("-", "--")[number // 4 % 2], (BLUE, GREY, ORANGE, GREEN)[number % 4]
+            line, colour = ("o-", "s--")[number // 4 % 2], (BLUE, GREY, ORANGE, GREEN)[number % 4]
             shares = np.array([100 * point["share"] for point in points])
             intervals = 100 * np.array([point["interval"] for point in points])
             axes.fill_between(shares, *intervals.T, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(shares, [100 * point["dice"] for point in points], f"o{line}", color=colour, label=title)
+            axes.plot(shares, [100 * point["dice"] for point in points], line, color=colour, label=title)
             for share, point in zip(shares, points, strict=True):
                 seeds = [100 * dice for dice in point["seeds"]]
                 axes.plot([share] * len(seeds), seeds, ".", color=colour, alpha=0.5, markersize=4)
