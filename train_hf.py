@@ -65,10 +65,11 @@ from processing.data import (
     fingerprint,
     limit_labels,
     load_rows,
+    pick,
     stream_rows,
 )
 from processing.evaluation import Segmenter, evaluate, hash_weights, receipt
-from processing.holding_out import hold_out, pick
+from processing.holding_out import hold_out
 from processing.hub import check_name, list_code, push, reserve, without_folders
 from processing.image_processing_tamiseg import IGNORE_INDEX
 from processing.model_card import describe_rows, model_card, source_of

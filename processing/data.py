@@ -84,11 +84,14 @@ def load_rows(source: str, split: str, *, max_rows: int | None = None, seed: int
             rows = _load_hub(source, split)
     if len(rows) == 0:
         raise ValueError(f"Split '{split}' of '{source}' has no rows: give a source with at least one.")
-    rows = _with_our_columns(rows, split, source)
-    if max_rows is not None and max_rows < len(rows):
-        kept = np.random.default_rng(seed).choice(len(rows), max_rows, replace=False)
-        rows = rows.select(np.sort(kept))
-    return rows
+    return pick(_with_our_columns(rows, split, source), max_rows, seed)
+
+
+def pick(rows, most: int | None, seed: int = 0):
+    """A random subset of so many rows of a `datasets.Dataset`, in their order, where there are more."""
+    if most is None or most >= len(rows):
+        return rows
+    return rows.select(np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False)))
 
 
 def stream_rows(source: str, split: str):
@@ -205,11 +208,8 @@ def limit_labels(
     Returns:
         The rows of a pass, and a bool array of the same length that says which are labelled.
     """
-    numbers: dict[bytes, int] = {}
-    images = _encoded(rows.select_columns("image"), "image") if _is_dataset(rows) else rows
-    contents = (_content(row["image"]) for row in images)
-    pictures = [numbers.setdefault(hashlib.sha256(content).digest(), len(numbers)) for content in contents]
-    turns = np.argsort(np.random.default_rng(seed).permutation(len(numbers)))[pictures]  # of each row's picture
+    pictures = number_pictures(rows)
+    turns = np.argsort(np.random.default_rng(seed).permutation(max(pictures) + 1))[pictures]  # of each row's picture
     count = max(1, round(budget * len(rows)))
     shown = turns <= np.sort(turns)[count - 1]
     labelled, rest = np.flatnonzero(shown), np.flatnonzero(~shown & keep_unlabelled)
@@ -217,6 +217,14 @@ def limit_labels(
     picked = np.concatenate([np.resize(labelled, wanted), rest])
     chosen = rows.select(picked) if _is_dataset(rows) else [rows[index] for index in picked]
     return chosen, np.arange(len(picked)) < wanted
+
+
+def number_pictures(rows: Sequence[dict]) -> list[int]:
+    """Which picture each row asks about: from 0, in the order of their first rows. Equal files are one picture."""
+    numbers: dict[bytes, int] = {}
+    images = _encoded(rows.select_columns("image"), "image") if _is_dataset(rows) else rows
+    contents = (_content(row["image"]) for row in images)
+    return [numbers.setdefault(hashlib.sha256(content).digest(), len(numbers)) for content in contents]
 
 
 def column(rows: Sequence[dict], name: str) -> list:

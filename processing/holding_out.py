@@ -4,12 +4,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
 
-from .data import column
+from .data import column, number_pictures
+from .leaks import connect
 
 
 def hold_out(rows, share: float, seed: int = 0) -> tuple:
@@ -27,18 +25,8 @@ def hold_out(rows, share: float, seed: int = 0) -> tuple:
     Raises:
         ValueError: all rows are of one patient or picture.
     """
-    from datasets import Image
-
-    images = rows.select_columns("image").cast_column("image", Image(decode=False))
-    files = (image["bytes"] or Path(image["path"]).read_bytes() for image in images["image"])
-    pictures = [hashlib.sha256(file).hexdigest() for file in files]
-    groups = np.arange(len(rows))
-    for names in (column(rows, "patient_id"), pictures):  # a picture of two patients ties them together
-        first: dict[str, int] = {}
-        for index, name in enumerate(names):
-            if name is not None:
-                other = first.setdefault(name, index)
-                groups[groups == groups[index]] = groups[other]
+    # A picture of two patients ties them together.
+    groups = connect(list(zip(column(rows, "patient_id"), number_pictures(rows), strict=True)))
     names, sizes = np.unique(groups, return_counts=True)
     if len(names) < 2:
         raise ValueError("all training rows are of one patient or picture: there is none to hold out for validation.")
@@ -46,10 +34,3 @@ def hold_out(rows, share: float, seed: int = 0) -> tuple:
     count = 1 + np.searchsorted(np.cumsum(sizes[order]), share * len(rows))
     held_out = np.isin(groups, names[order[: min(count, len(names) - 1)]])
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
-
-
-def pick(rows, most: int | None, seed: int = 0):
-    """A random subset of so many rows, in their order, where there are more."""
-    if most is None or most >= len(rows):
-        return rows
-    return rows.select(np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False)))

@@ -114,20 +114,35 @@ def find_families(looks: Sequence[np.ndarray], known: Sequence[Sequence[str | No
     Returns:
         A number for each case, int (cases,), the same for those of one group.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     owners = np.repeat(np.arange(len(looks)), [len(one) for one in looks])
     # Equal looks are compared once: of volumes, hundreds of slices are black.
     distinct, which = np.unique(np.concatenate(looks), axis=0, return_inverse=True)
     first_with: dict[tuple, int] = {}
     ties = [(case, first_with.setdefault(("look", look), case)) for case, look in zip(owners, which, strict=True)]
     ties += [(first_with["look", a], first_with["look", b]) for a, b, _ in _near(distinct, distinct)]
+    return connect(known, ties)
+
+
+def connect(known: Sequence[Sequence], ties: Sequence[tuple[int, int]] = ()) -> np.ndarray:
+    """Groups of cases that share a value, and of what these connect.
+
+    Args:
+        known: of each case its values, such as patient and study; those of one place are compared, None is unknown.
+        ties: pairs of cases that belong together besides.
+
+    Returns:
+        As `find_families`.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    first_with: dict[tuple, int] = {}
+    ties = list(ties)
     for case, values in enumerate(known):
         named = [(kind, value) for kind, value in enumerate(values) if value is not None]
         ties += [(case, first_with.setdefault(key, case)) for key in named]
     ends = np.array(ties, dtype=np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(ties)), tuple(ends)), shape=(len(looks), len(looks)))
+    graph = coo_array((np.ones(len(ties)), tuple(ends)), shape=(len(known), len(known)))
     return connected_components(graph, directed=False)[1]
 
 
